@@ -35,6 +35,7 @@ from .stitching import evaluate_stitch_loss as evaluate_stitch_loss
 from .stitching import fit_grid as fit_grid
 from .stitching import fit_stitches as fit_stitches
 from .stitching import solvers as solvers
+from .stitching import survey as survey
 from .stitching.solvers import Ridge as Ridge
 
 __version__: str

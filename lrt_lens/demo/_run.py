@@ -36,7 +36,8 @@ from lrt_lens.bundled._texts import (
 from lrt_lens.demo._result import DemoResult
 from lrt_lens.models._hook_points import same_place
 from lrt_lens.models._pair import ModelPair
-from lrt_lens.stitching._fit import fit_stitches, token_identity_map
+from lrt_lens.moments._harvesting import harvest
+from lrt_lens.stitching._fit import fit_grid, token_identity_map
 from lrt_lens.stitching._stitch import Stitch
 from lrt_lens.stitching._stitch_loss import evaluate_stitch_loss
 
@@ -98,7 +99,9 @@ def run_demo(
     steps = _progress_bar(3 + len(concepts) + len(PROBE_TASKS), progress)
     pair = demo_pair()
     steps.update()
-    grid = fit_stitches(pair, demo_documents(), n_tokens=n_tokens, **common)
+    # `fit_stitches` does the same: the moments of this pair fit any memory.
+    moments = harvest(pair, demo_documents(), n_tokens=n_tokens, **common)
+    grid = fit_grid(moments, progress=progress)
     # The source layer is fixed; cross-validation chooses the target layer.
     stitch = grid.best(source=source_layer)
     steps.update()

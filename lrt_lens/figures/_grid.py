@@ -37,6 +37,7 @@ from lrt_lens.figures._template import (
 GRID_VALUES: dict[str, str] = {
     "r2": "R², test fold",
     "r2_uniform": "R², test fold,<br>mean over dimensions",
+    "gain_cv": "gain over token identity,<br>cross-validated",
     "r2_cv": "R², cross-validated",
     "r2_uniform_cv": "R², cross-validated,<br>mean over dimensions",
     "cka": "CKA (no map)",

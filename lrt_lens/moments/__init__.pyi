@@ -3,6 +3,7 @@ from ._cross_moments import FIT_PARTS as FIT_PARTS
 from ._cross_moments import TEST_PARTS as TEST_PARTS
 from ._cross_moments import CrossMoments as CrossMoments
 from ._harvest_settings import HarvestSettings as HarvestSettings
+from ._harvest_settings import SurveySettings as SurveySettings
 from ._harvesting import harvest as harvest
 from ._plan import HarvestPlan as HarvestPlan
 from ._plan import ModelShape as ModelShape
@@ -12,5 +13,6 @@ from ._scale_out import merge_shards as merge_shards
 from ._scatter import MapScore as MapScore
 from ._scatter import Scatter as Scatter
 from ._scatter import score_map as score_map
+from ._survey_moments import SurveyMoments as SurveyMoments
 from .cache._activation_cache import ActivationCache as ActivationCache
 from .cache._recording import RecordSettings as RecordSettings

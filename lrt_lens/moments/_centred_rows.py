@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lrt_lens.errors import NonFiniteError
+from lrt_lens.errors import MismatchError, NonFiniteError
 from lrt_lens.models._hook_points import HookPair
 from lrt_lens.moments._scatter import full_precision, gram
 
@@ -33,6 +33,8 @@ out to be heavy."""
 _FAR = 4.0
 """Distance of a block's mean from the shift, in standard deviations of one dimension, above which
 products are computed about the mean."""
+_FIRST_ROWS = 4096
+"""Largest number of rows whose mean is the shift."""
 _HEAVY = (4.0, 50.0)
 """Smallest and largest multiple of the median norm above which a row is multiplied in float64."""
 
@@ -45,8 +47,8 @@ class CentredRows:
     """Rows minus the centre in the precision of products [row, d]; heavy rows are zero."""
     total: Tensor
     """Sum of ``light`` over the rows [d]."""
-    second: Tensor
-    """Product ``lightᵀ light`` [d, d]."""
+    second: Tensor | None
+    """Product ``lightᵀ light`` [d, d]; None if it was not wanted."""
     raw: Tensor
     """Rows as they came [row, d]."""
     centre: Tensor
@@ -57,15 +59,18 @@ class CentredRows:
     """Indices of the rows that are zero in ``light``; None if there are none."""
 
     @classmethod
-    def of(cls, raw: Tensor, shift: Tensor, dtype: torch.dtype) -> "CentredRows":
+    def of(
+        cls, raw: Tensor, shift: Tensor, dtype: torch.dtype, *, second: bool = True
+    ) -> "CentredRows":
         """Return the rows of a block, ready for products in ``dtype``.
 
         Args:
             raw: [row, d].
             shift: [d], float64 with values that ``dtype`` can hold.
             dtype: precision of products.
+            second: compute the product of the rows with themselves.
         """
-        block, far = cls._about(raw, shift, dtype)
+        block, far = cls._about(raw, shift, dtype, second)
         for _ in range(_ROUNDS):
             if not far:
                 break
@@ -73,17 +78,19 @@ class CentredRows:
             # the value that is stored.
             n_light = len(raw) - (0 if block.heavy is None else len(block.heavy))
             centre = (block.centre + block.total.double() / n_light).to(dtype).double()
-            block, far = cls._about(raw, centre, dtype)
+            block, far = cls._about(raw, centre, dtype, second)
         return block if block.centre is shift else replace(block, delta=block.centre - shift)
 
     @classmethod
-    def _about(cls, raw: Tensor, centre: Tensor, dtype: torch.dtype) -> tuple["CentredRows", bool]:
+    def _about(
+        cls, raw: Tensor, centre: Tensor, dtype: torch.dtype, wants_second: bool
+    ) -> tuple["CentredRows", bool]:
         """Return (the rows about a centre, whether the centre is far from their mean)."""
         light = _minus(raw, centre, dtype)
         norms = torch.linalg.vector_norm(light, dim=1)
         least, most = _HEAVY
         is_heavy = norms > min(most, max(least, len(raw) ** 0.5 / 2)) * norms.median()
-        total, second, is_far = _sums(light, len(light))
+        total, second, is_far = _sums(light, len(light), wants_second)
         # One question to the device for both; a second one only in the rare case.
         if not bool(is_heavy.any() | is_far):
             return cls(light, total, second, raw, centre), False
@@ -91,7 +98,7 @@ class CentredRows:
         if not len(heavy):
             return cls(light, total, second, raw, centre), bool(is_far)
         light[heavy] = 0
-        total, second, is_far = _sums(light, len(light) - len(heavy))
+        total, second, is_far = _sums(light, len(light) - len(heavy), wants_second)
         return cls(light, total, second, raw, centre, heavy=heavy), bool(is_far)
 
     @property
@@ -109,7 +116,13 @@ class CentredRows:
         return total if self.heavy is None else total + self.exact(self.heavy).sum(0)
 
     def sums(self) -> tuple[Tensor, Tensor]:
-        """Return Σ(x − c) [d] and Σ(x − c)(x − c)ᵀ [d, d] about the shift c."""
+        """Return Σ(x − c) [d] and Σ(x − c)(x − c)ᵀ [d, d] about the shift c.
+
+        Raises:
+            ValueError: the products of these rows were not wanted.
+        """
+        if self.second is None:
+            raise ValueError("these rows have no second moments; make them with second=True")
         if self.is_plain:
             return self.total, self.second
         total, second = self.whole_total(), self.second.double()
@@ -179,18 +192,26 @@ def _minus(raw: Tensor, centre: Tensor, dtype: torch.dtype) -> Tensor:
     return (raw.to(wide) - centre.to(wide)).to(dtype)
 
 
-def _sums(light: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (Σx, XᵀX, whether a mean is more than `_FAR` standard deviations from 0)."""
+def _sums(light: Tensor, n: int, wants_second: bool) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Return (Σx, XᵀX or None, whether a mean is more than `_FAR` standard deviations from 0)."""
     with full_precision():
-        total, second = light.sum(0), gram(light)
+        total, second = light.sum(0), gram(light) if wants_second else None
+    squares = light.square().sum(0) if second is None else second.diagonal()
     # m² > κ²·(q/n − m²) with m = Σx/n and q = Σx²:  (1 + κ²)·(Σx)² > κ²·n·q
     share = _FAR**2 / (1 + _FAR**2)
-    return total, second, (total**2 > share * n * second.diagonal()).any()
+    return total, second, (total**2 > share * n * squares).any()
 
 
 def _moved(total_x: Tensor, delta_x: Tensor, total_y: Tensor, delta_y: Tensor, n: int) -> Tensor:
     """Return sₓ·δ_yᵀ + δₓ·s_yᵀ + n·δₓδ_yᵀ of the module docstring."""
     return torch.outer(total_x, delta_y) + torch.outer(delta_x, total_y + n * delta_y)
+
+
+def first_shifts(streams: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return the shift of each hook point, [d]: the mean of the first rows."""
+    # Rounded to the precision of products: the value that is subtracted from the rows must be
+    # exactly the value that is stored.
+    return {hook: rows[:_FIRST_ROWS].double().mean(0).to(dtype) for hook, rows in streams.items()}
 
 
 def refuse_non_finite(streams: Sequence[tuple[str, Tensor]], n: Tensor) -> None:
@@ -209,6 +230,22 @@ def refuse_non_finite(streams: Sequence[tuple[str, Tensor]], n: Tensor) -> None:
                 f"{bad} of {len(rows)} activations at {hook!r} are NaN or infinite, in the batch "
                 f"that starts at token {int(n.sum()):,}; nothing of this batch was added: "
                 "load the model in float32 or bfloat16 instead of float16, or drop the text"
+            )
+
+
+def refuse_other_widths(streams: Mapping[str, Tensor], widths: Mapping[str, int]) -> None:
+    """Raise `MismatchError` if rows have another width than the sums they are added to.
+
+    Args:
+        streams: rows [row, d] by hook point.
+        widths: d of the sums by hook point.
+    """
+    for hook, rows in streams.items():
+        width, expected = rows.shape[-1], widths[hook]
+        if width != expected:
+            raise MismatchError(
+                f"{hook!r} has {width} dimensions; these moments were begun with "
+                f"{expected}: give rows of the same hook points and models"
             )
 
 

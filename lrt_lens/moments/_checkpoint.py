@@ -55,7 +55,7 @@ from lrt_lens._tensor_files import (
 )
 from lrt_lens.data._windows import Block, Share
 from lrt_lens.errors import FileFormatError, MismatchError
-from lrt_lens.moments._cross_moments import CrossMoments
+from lrt_lens.moments._accumulator import ORIGIN, Accumulator, add_stored, origin_of
 from lrt_lens.moments._interrupts import Interrupts
 from lrt_lens.moments._layout import read_provenance
 from lrt_lens.moments._provenance import Provenance
@@ -65,18 +65,20 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINT_SCHEMA = "lrt_lens.checkpoint/2"
 RUN_NAME = "run.safetensors"
+SURVEY_FOLDER, CHOSEN_NAME = "survey", "chosen.json"
+"""Folder of a survey inside that of the harvest that follows it, and file of what it chose."""
 _RANK_NAME = re.compile(r"rank([0-9]{1,9})\.safetensors")
 _OURS = re.compile(
     r"\.?rank[0-9]{1,9}\.safetensors(\.damaged|\.\w{8})?|rank[0-9]{1,9}\.lock"
-    rf"|{re.escape(RUN_NAME)}(\.damaged)?"
+    rf"|{re.escape(RUN_NAME)}(\.damaged)?|{re.escape(CHOSEN_NAME)}"
 )
 """Names of all files that a harvest writes into a folder of checkpoints."""
 _WRITING_SHARE = 0.05
 """Largest share of the time for writing; above it checkpoints become rarer than ``every``."""
 _FOLDER_REMEDY = "another checkpoint folder, or remove_checkpoints(folder) to begin again"
 
-Shifts = tuple[dict[str, Tensor], dict[str, Tensor]]
-"""Shifts of all source and of all target hook points, each [d]."""
+Origin = dict[str, Tensor]
+"""Tensors that all ranks share, by their names in a file, each [d]."""
 
 
 class RunIsOver(Exception):  # noqa: N818 (control flow, no error)
@@ -152,7 +154,7 @@ class Checkpoint:
 
     # ------------------------------------------------------------------------------------- resuming
 
-    def resume(self, moments: CrossMoments, device: torch.device) -> None:
+    def resume(self, moments: Accumulator, device: torch.device) -> None:
         """Add to empty ``moments`` the files that this rank continues or takes over.
 
         Raises:
@@ -163,13 +165,13 @@ class Checkpoint:
         # After the files were read: the result is written before they are removed.
         if self.is_over():
             raise RunIsOver
-        shift = self._read_run() or next((_read_shift(file.path) for file in files), None)
+        origin = self._read_run() or next((_read_origin(file.path) for file in files), None)
         # Files of a run with more ranks: rank r of w takes those of r, r + w, r + 2w, ….
         ours = [file for file in files if file.rank % self.n_ranks == self.rank]
         for file in files:
             (self.own if file in ours else self.others).update(file.blocks)
-        if shift is not None:
-            _start_at(moments, shift, device, self.folder)
+        if origin is not None:
+            _start_from(moments, origin, device, self.folder)
         for file in ours:
             add_file(moments, file)
         self._warn_of_other_versions(moments.provenance)
@@ -193,14 +195,12 @@ class Checkpoint:
                 ", ".join(f"{name} ({text})" for name, text in several.items()),
             )
 
-    def share_shift(self, moments: CrossMoments) -> None:
-        """Share the shift of newly started, empty moments with all ranks, or use theirs.
+    def share_origin(self, moments: Accumulator) -> None:
+        """Share the origin of newly started, empty moments with all ranks, or use theirs.
 
-        The first rank that writes the file decides the shift.
+        The first rank that writes the file decides it.
         """
-        tensors = {
-            name: tensor for name, tensor in moments.tensors().items() if name.startswith("shift/")
-        }
+        tensors = origin_of(moments)
         metadata = {"schema_version": CHECKPOINT_SCHEMA, "arguments": json.dumps(self.arguments)}
         handle, name = tempfile.mkstemp(dir=self.folder, prefix=f".{self.path.name}.")
         os.close(handle)
@@ -216,12 +216,12 @@ class Checkpoint:
             sync(self.folder)
         finally:
             Path(name).unlink(missing_ok=True)
-        shift = self._read_run()
-        if shift is not None:
-            _start_at(moments, shift, moments.n.device, self.folder)
+        origin = self._read_run()
+        if origin is not None:
+            _start_from(moments, origin, moments.n.device, self.folder)
 
-    def _read_run(self) -> Shifts | None:
-        """Return the shift that all ranks of this run use; None before any rank has written it."""
+    def _read_run(self) -> Origin | None:
+        """Return the origin that all ranks of this run use; None before a rank has written it."""
         path = self.folder / RUN_NAME
         try:
             return _read_run(path, self.arguments)
@@ -268,7 +268,7 @@ class Checkpoint:
             self.is_torn, self._unwritten = False, True
 
     @contextmanager
-    def saving(self, moments: CrossMoments) -> Iterator[None]:
+    def saving(self, moments: Accumulator) -> Iterator[None]:
         """Write the checkpoint before an exception of the body is raised again."""
         try:
             yield
@@ -276,12 +276,12 @@ class Checkpoint:
             self.write(moments)
             raise
 
-    def write_if_due(self, moments: CrossMoments) -> None:
+    def write_if_due(self, moments: Accumulator) -> None:
         """Write the checkpoint if ``every`` seconds have passed since the last one."""
         if time.monotonic() >= self._due:
             self.write(moments)
 
-    def write(self, moments: CrossMoments) -> None:
+    def write(self, moments: Accumulator) -> None:
         """Write the file of this rank if it has new blocks; then remove the files it took over."""
         if self.is_torn or not self._unwritten or self.is_over():
             return
@@ -295,7 +295,7 @@ class Checkpoint:
         # The next one is due after max(every, seconds / 0.05): writing takes at most 5 %.
         self._due = time.monotonic() + max(self.every, seconds / _WRITING_SHARE)
 
-    def _write(self, moments: CrossMoments) -> None:
+    def _write(self, moments: Accumulator) -> None:
         tensors = dict(moments.tensors())
         for name, values in (("index", self.own.keys()), ("fingerprint", self.own.values())):
             tensors[f"blocks/{name}"] = torch.tensor(list(values), dtype=torch.int64)
@@ -355,7 +355,7 @@ def _rank_paths(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("rank*") if _RANK_NAME.fullmatch(path.name))
 
 
-def add_file(moments: CrossMoments, file: RankFile) -> None:
+def add_file(moments: Accumulator, file: RankFile) -> None:
     """Add the moments of a rank in place, one tensor at a time.
 
     Raises:
@@ -369,40 +369,13 @@ def add_file(moments: CrossMoments, file: RankFile) -> None:
     moments.provenance = moments.provenance.with_documents_of(file.provenance)
 
 
-def add_stored(moments: CrossMoments, path: Path, *, verify: bool = False) -> bool:
-    """Add the tensors of a file in place, one at a time, and return whether they were added.
-
-    Nothing is added if the file lacks a tensor, has others, or its moments are about another shift.
-
-    Raises:
-        FileFormatError: a tensor has another shape or is not finite, or (with ``verify``) a byte
-            is not what was written.
-    """
-    ours = moments.tensors()
-    opened = mapped_tensors(path, None)
-    if verify:
-        opened.verify()
-    read = lambda name: opened.tensor(name).to(ours[name].device)  # noqa: E731
-    names = {name for name in opened.names if not name.startswith("blocks/")}
-    if ours.keys() != names or not all(
-        torch.equal(ours[name], read(name)) for name in ours if name.startswith("shift/")
-    ):
-        return False
-    for name, tensor in ours.items():
-        axes = " ".join(f"axis{i}" for i in range(tensor.ndim))
-        sizes = {f"axis{i}": size for i, size in enumerate(tensor.shape)}
-        refuse_other_shape(path, name, opened.tensor(name), axes, sizes)
-        refuse_values(path, name, opened.tensor(name))
-    for name, tensor in ours.items():
-        # In place: the tensors are views of the sums. Shifts are equal and are not added.
-        if not name.startswith("shift/"):
-            tensor += read(name)
-    opened.refuse_changed()
-    return True
-
-
 def remove_checkpoints(folder: Path) -> None:
-    """Remove all checkpoints in a folder, and the folder itself if it is then empty."""
+    """Remove all checkpoints in a folder, and the folder itself if it is then empty.
+
+    Those of a survey that went before the harvest are removed too.
+    """
+    if (folder / SURVEY_FOLDER).is_dir():
+        remove_checkpoints(folder / SURVEY_FOLDER)
     for path in folder.glob("*"):
         if _OURS.fullmatch(path.name):
             path.unlink(missing_ok=True)
@@ -518,8 +491,8 @@ def _refuse_foreign(metadata: dict[str, str], path: Path) -> None:
         raise damaged(path, f"its schema is {schema!r}, or it lacks its checksums")
 
 
-def _read_run(path: Path, arguments: dict[str, Any]) -> Shifts:
-    """Return the shifts in the file that all ranks of a run share.
+def _read_run(path: Path, arguments: dict[str, Any]) -> Origin:
+    """Return the origin in the file that all ranks of a run share.
 
     Raises:
         FileNotFoundError: no rank has written it.
@@ -532,35 +505,29 @@ def _read_run(path: Path, arguments: dict[str, Any]) -> Shifts:
         # The checksums first: a damaged argument is no other argument.
         file.verify()
         refuse_other_run(file.metadata, arguments, path)
-    return _shifts(path, file.tensors)
+    return _checked_origin(path, file.tensors)
 
 
-def _read_shift(path: Path) -> Shifts:
-    """Return the shifts in the file of a rank."""
+def _read_origin(path: Path) -> Origin:
+    """Return the origin in the file of a rank."""
     opened = mapped_tensors(path, CHECKPOINT_SCHEMA)
-    names = [name for name in opened.names if name.startswith("shift/")]
-    return _shifts(path, {name: opened.tensor(name).clone() for name in names})
+    names = [name for name in opened.names if name.startswith(ORIGIN)]
+    return _checked_origin(path, {name: opened.tensor(name).clone() for name in names})
 
 
-def _shifts(path: Path, tensors: Mapping[str, Tensor]) -> Shifts:
-    """Return the shifts among tensors, by hook point, for source and target."""
-    # Names are shift/ROLE/HOOK; see `lrt_lens.moments._layout`.
-    source, target = {}, {}
-    for name, tensor in tensors.items():
-        kind, _, role_and_hook = name.partition("/")
-        if kind == "shift":
-            refuse_other_shape(path, name, tensor, "d", {})
-            refuse_values(path, name, tensor)
-            role, _, hook = role_and_hook.partition("/")
-            (source if role == "source" else target)[hook] = tensor
-    return source, target
+def _checked_origin(path: Path, tensors: Mapping[str, Tensor]) -> Origin:
+    """Return the tensors of an origin, after a check of their shapes and values."""
+    origin = {name: tensor for name, tensor in tensors.items() if name.startswith(ORIGIN)}
+    for name, tensor in origin.items():
+        refuse_other_shape(path, name, tensor, "d", {})
+        refuse_values(path, name, tensor)
+    return origin
 
 
-def _start_at(moments: CrossMoments, shift: Shifts, device: torch.device, folder: Path) -> None:
-    x, y = ({hook: values.to(device) for hook, values in side.items()} for side in shift)
-    # A shift of other hook points, with fitting checksums, is in no file that we wrote.
+def _start_from(moments: Accumulator, origin: Origin, device: torch.device, folder: Path) -> None:
+    # An origin of other hook points, with fitting checksums, is in no file that we wrote.
     with as_damage(folder / RUN_NAME):
-        moments.start_at(x, y)
+        moments.start_from({name: tensor.to(device) for name, tensor in origin.items()})
 
 
 def _rename_damaged(path: Path, error: FileFormatError) -> None:

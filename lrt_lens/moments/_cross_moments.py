@@ -34,7 +34,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from einops import einsum
 from torch import Tensor
 
 from lrt_lens._byte_sizes import human_bytes
@@ -45,22 +44,38 @@ from lrt_lens.data._fold_counts import fold_table
 from lrt_lens.data._parts import N_FOLDS, N_PARTS, N_TEST_GROUPS
 from lrt_lens.errors import MismatchError, TooFewDocumentsError
 from lrt_lens.models._hook_points import SOURCE, TARGET, HookPair, hooks_of, with_token
-from lrt_lens.moments._centred_rows import CentredRows, cross_products, refuse_non_finite
-from lrt_lens.moments._heavy_rows import RowName, document_row, heavy_rows, with_heaviest
+from lrt_lens.moments._accumulator import by_role
+from lrt_lens.moments._centred_rows import (
+    CentredRows,
+    cross_products,
+    first_shifts,
+    refuse_non_finite,
+    refuse_other_widths,
+)
+from lrt_lens.moments._heavy_rows import (
+    RowName,
+    document_row,
+    heavy_rows,
+    trace_about_mean,
+    with_heaviest,
+)
 from lrt_lens.moments._layout import MOMENTS_SCHEMA, MomentFile, Sums, to_metadata, to_tensors
 from lrt_lens.moments._provenance import Provenance
 from lrt_lens.moments._row_keys import document_keys, parts_of
-from lrt_lens.moments._scatter import FIT_PARTS, Scatter, SecondMoment, SideMoments, part_sum
+from lrt_lens.moments._scatter import (
+    FIT_PARTS,
+    Scatter,
+    SecondMoment,
+    SideMoments,
+    cross_about,
+    part_sum,
+)
+from lrt_lens.moments._sketches import SKETCH_WIDTH, orthonormal_columns
 
 logger = logging.getLogger(__name__)
 
 TEST_PARTS = tuple(range(N_FOLDS, N_PARTS))
 NULL_FIT, NULL_TEST = 0, 1
-SKETCH_WIDTH = 64
-"""Dimensions onto which the sketched null projects a target hook point.
-
-Ridge fits each output dimension separately, so R² on random dimensions is an unbiased estimate.
-"""
 _ROWS_AT_ONCE = 4096
 
 
@@ -212,7 +227,8 @@ class CrossMoments:
         refuse_non_finite([*x.items(), *y.items()], self.n)
         if not self.source:
             self._start_with_mean_of(x, y)
-        self._refuse_other_widths(x, y)
+        for streams, side in ((x, self.source), (y, self.target)):
+            refuse_other_widths(streams, {hook: len(m.shift) for hook, m in side.items()})
 
     def _add(
         self,
@@ -263,21 +279,14 @@ class CrossMoments:
 
     def warn_of_heavy_rows(self) -> None:
         """Log a warning for each hook point of which one row has most of the variance, once."""
-        sides = {"source": self.source, "target": self.target}
-        for sentence in heavy_rows(self.provenance.heaviest_rows, sides, self.n):
+        for sentence in heavy_rows(self.provenance.heaviest_rows, self._trace, self.n):
             if sentence not in self._logged:
                 self._logged.add(sentence)
                 logger.warning("%s", sentence)
 
-    def _refuse_other_widths(self, x: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> None:
-        for side, streams in ((self.source, x), (self.target, y)):
-            for hook, rows in streams.items():
-                width, expected = rows.shape[1], len(side[hook].shift)
-                if width != expected:
-                    raise MismatchError(
-                        f"{hook!r} has {width} dimensions; these moments were begun with "
-                        f"{expected}: give rows of the same hook points and models"
-                    )
+    def _trace(self, role: str, hook: str) -> float | None:
+        side = (self.source if role == "source" else self.target).get(hook)
+        return side and trace_about_mean(side.total, side.squares, self.n)
 
     def start(self, x: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> None:
         """Allocate the sums on the device of the first rows, with their mean as shift."""
@@ -286,12 +295,11 @@ class CrossMoments:
             self._start_with_mean_of(x, y)
 
     def _start_with_mean_of(self, x: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> None:
-        # Rounded to the precision of products: the value that is subtracted from the rows must be
-        # exactly the value that is stored.
-        def shift(rows: Tensor) -> Tensor:
-            return rows[:_ROWS_AT_ONCE].double().mean(0).to(self.moment_dtype)
+        self.start_at(*(first_shifts(side, self.moment_dtype) for side in (x, y)))
 
-        self.start_at(*({hook: shift(rows) for hook, rows in side.items()} for side in (x, y)))
+    def start_from(self, origin: Mapping[str, Tensor]) -> None:
+        """Allocate empty sums about the shifts of an origin, ``{"shift/ROLE/HOOK": [d]}``."""
+        self.start_at(*by_role(origin, "shift").values())
 
     def start_at(self, x: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> None:
         """Allocate empty sums about these shifts, ``{hook point: [d]}`` per side, on their device.
@@ -320,20 +328,21 @@ class CrossMoments:
         """
         if self.null != "sketch":
             return None
-        # Q of the QR decomposition of a Gaussian matrix: uniform among orthonormal columns. Drawn
-        # on the CPU, because generators of other devices give other numbers.
-        d = len(self.target[hook].shift)
-        generator = torch.Generator().manual_seed(self.provenance.seed + d)
-        basis, _ = torch.linalg.qr(
-            torch.randn(d, self._null_width(d), generator=generator, dtype=torch.float64)
-        )
-        return basis.to(self.target[hook].shift.device)
+        side = self.target[hook]
+        d = len(side.shift)
+        basis = orthonormal_columns(d, self._null_width(d), self.provenance.seed)
+        return basis.to(side.shift.device)
 
     def _sketched(self, hook: str, rows: Tensor) -> Tensor:
         basis = self.sketch(hook)
         return rows if basis is None else rows @ basis.to(rows.dtype)
 
     # -------------------------------------------------------------------------------------- reading
+
+    @property
+    def is_begun(self) -> bool:
+        """True if the sums are allocated; before the first row there are none."""
+        return bool(self.source)
 
     @property
     def kept_pairs(self) -> tuple[HookPair, ...]:
@@ -450,9 +459,9 @@ class CrossMoments:
         provenance = self.provenance.merged(other.provenance)
         if not self.source or not other.source:
             return replace(self if self.source else other, provenance=provenance)
-        self._refuse_other_widths(
-            *({hook: m.total for hook, m in side.items()} for side in (other.source, other.target))
-        )
+        for theirs, side in ((other.source, self.source), (other.target, self.target)):
+            totals = {hook: m.total for hook, m in theirs.items()}
+            refuse_other_widths(totals, {hook: len(m.shift) for hook, m in side.items()})
         source, target = (
             {hook: side[hook].merged(others[hook], other.n) for hook in side}
             for side, others in ((self.source, other.source), (self.target, other.target))
@@ -525,14 +534,7 @@ class CrossMoments:
         )
         if basis is not None:
             delta_y, total_y = delta_y @ basis, total_y @ basis
-        # With δ = c_other − c_self and s = Σ(x − c_other), for x and for y:
-        #   Σ(x − cₓ)(y − c_y)ᵀ = Sxy_other + sₓ·δ_yᵀ + δₓ·s_yᵀ + n·δₓδ_yᵀ
-        return (
-            cross
-            + einsum(total_x, delta_y, "group d_source, column -> group d_source column")
-            + einsum(delta_x, total_y, "d_source, group column -> group d_source column")
-            + einsum(n, torch.outer(delta_x, delta_y), "group, i j -> group i j")
-        )
+        return cross_about(cross, n, (delta_x, total_x), (delta_y, total_y))
 
     # ---------------------------------------------------------------------------------------- files
 

@@ -1,4 +1,4 @@
-"""Settings of a harvest, written once for `harvest`, `settle`, `plan_harvest` and `fit_stitches`.
+"""Settings of a harvest, written once for `harvest`, `plan_harvest`, `fit_stitches` and `survey`.
 
     settings = HarvestSettings(target_layers="proportional", n_tokens=1_000_000)
     small, large = ModelShape.of_pretrained("gpt2"), ModelShape.of_pretrained("gpt2-xl")
@@ -8,6 +8,7 @@
 Each field may also be passed as a keyword.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,10 +17,16 @@ import torch
 
 from lrt_lens._numbers import checked_whole, shown_number
 from lrt_lens._settings import Settings
+from lrt_lens.data._parts import N_FOLDS
 from lrt_lens.data._windows import MINIMUM_ROWS, Share
 from lrt_lens.models._hook_points import Layers
 from lrt_lens.models._text_reader import SKIP_FIRST
+from lrt_lens.moments._survey_sums import Sketch
 
+LEAST_SOURCE_COLUMNS = 2 * (N_FOLDS + 1)
+"""Fewest columns of a predicting stream: two per fold, and for the test fold."""
+NULL_COLUMNS = 32
+"""Columns of the shuffled pairs of a survey, or all if there are fewer."""
 Null = bool | Literal["full", "sketch", "none"]
 """Values of ``null=``; see `HarvestSettings`."""
 
@@ -36,6 +43,8 @@ class HarvestSettings(Settings):
     """Hook points of the source; ``"all"`` is every ``hook_resid_post``."""
     target_layers: Layers = "all"
     """Hook points of the target; ``"proportional"`` pairs equal relative depths."""
+    pairs: Sequence[tuple[int | str, int | str]] | None = None
+    """Hook pairs (source, target) instead of all of these layers, such as ``survey.best(8)``."""
     n_tokens: int | None = 200_000
     """Unmasked tokens after which no further document is read; None reads all documents. Each fold
     gives a sixth of them, as far as its documents last.
@@ -101,6 +110,45 @@ class HarvestSettings(Settings):
             raise ValueError(
                 f"null is {self.null!r}; expected True, False, 'full', 'sketch' or 'none'"
             )
+
+
+@dataclass(frozen=True)
+class SurveySettings(HarvestSettings):
+    """Settings of a survey: those of a harvest, and the numbers of random columns.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    n_tokens: int | None = 20_000
+    """Unmasked tokens after which no further document is read."""
+    columns: int = 64
+    """Random columns of each predicted hook point; the error of a score falls with their root."""
+    source_columns: int | None = None
+    """Columns of a randomised transform through which predicting hook points are seen, if they are
+    too wide for the memory; None: the whole streams.
+    """
+    down: bool = False
+    """Also survey the maps down, which predict the source from the target."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "columns", checked_whole("columns", self.columns, least=2))
+        if self.source_columns is not None:
+            number = checked_whole("source_columns", self.source_columns, least=1)
+            if number < LEAST_SOURCE_COLUMNS:
+                raise ValueError(
+                    f"source_columns is {number}; {N_FOLDS} folds with a penalty each need at least"
+                    f" {LEAST_SOURCE_COLUMNS}: give more, or None for the whole stream"
+                )
+            object.__setattr__(self, "source_columns", number)
+
+    @property
+    def sketch(self) -> Sketch:
+        """Numbers of random columns in the sums."""
+        wants_null = self.null not in (False, "none")
+        null_columns = min(NULL_COLUMNS, self.columns) if wants_null else 0
+        return Sketch(self.columns, null_columns, self.source_columns, self.down)
 
 
 _LEAST = {

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -39,11 +39,13 @@ from lrt_lens.models._far_norms import FarNorms
 from lrt_lens.models._hook_points import EMBED, SOURCE, TARGET, HookPair, hooks_of, joint_parts
 from lrt_lens.models._loading import torch_dtype
 from lrt_lens.models._pair import ModelPair
+from lrt_lens.moments._accumulator import Accumulator
 from lrt_lens.moments._block_rows import block_order, block_rows, provenance_of, window_length
 from lrt_lens.moments._checkpoint import Checkpoint
 from lrt_lens.moments._cross_moments import CrossMoments
-from lrt_lens.moments._harvest_settings import HarvestSettings
+from lrt_lens.moments._harvest_settings import HarvestSettings, SurveySettings
 from lrt_lens.moments._plan import (
+    FEWER_COLUMNS,
     available_memory,
     choose_pairs,
     moment_bytes,
@@ -51,6 +53,8 @@ from lrt_lens.moments._plan import (
     refuse_more_than_there_is,
 )
 from lrt_lens.moments._provenance import BY_GROUP, Provenance, group_column
+from lrt_lens.moments._survey_moments import SurveyMoments
+from lrt_lens.moments._survey_sums import Sketch, survey_bytes
 from lrt_lens.moments.cache._manifest import Manifest
 from lrt_lens.moments.cache._writer import CacheWriter
 
@@ -115,25 +119,55 @@ def harvest(
     """
     settings = resolve(HarvestSettings, settings, options)
     checkpoint_every = checked_seconds(checkpoint_every)
-    if isinstance(documents, DocumentSource):
-        source = DocumentSource.of(documents, settings.text_field, settings.group)
-        settings = replace(settings, text_field=source.text_field, group=source.group)
-    run, share = settle(pair, settings=settings), Share(shard=settings.shard or (0, 1))
-    cache_writer = (
-        nullcontext() if cache is None else CacheWriter(cache, run.cache_manifest(cache_dtype))
-    )
-    checkpoint_folder = (
+    settings = _with_fields_of(documents, settings)
+    run = settle(pair, settings=settings)
+    with (
         nullcontext()
-        if checkpoint is None
-        else Checkpoint(Path(checkpoint), run.arguments, share, every=checkpoint_every)
-    )
-    # The checkpoint is closed before the cache, and the cache writes its buffered rows also after
-    # an error.
-    with cache_writer as writer, checkpoint_folder as opened:
-        moments, _ = run.harvest(
-            documents, share, checkpoint=opened, on_block=on_block, cache=writer, progress=progress
+        if cache is None
+        else CacheWriter(cache, run.cache_manifest(cache_dtype)) as writer
+    ):
+        # The checkpoint is closed before the cache, and the cache writes its buffered rows also
+        # after an error.
+        moments: CrossMoments = run.harvest_share(
+            documents,
+            checkpoint=checkpoint,
+            checkpoint_every=checkpoint_every,
+            on_block=on_block,
+            cache=writer,
+            progress=progress,
         )
     return moments
+
+
+def harvest_survey(
+    pair: ModelPair,
+    documents: Documents,
+    settings: SurveySettings,
+    *,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: float = 120.0,
+    progress: bool = True,
+) -> SurveyMoments:
+    """Return the sketched moments of all requested hook pairs; see `lrt_lens.survey`."""
+    run = settle(pair, settings=_with_fields_of(documents, settings))
+    moments: SurveyMoments = run.harvest_share(
+        documents,
+        checkpoint=checkpoint,
+        checkpoint_every=checked_seconds(checkpoint_every),
+        progress=progress,
+    )
+    return moments
+
+
+Kind = TypeVar("Kind", bound=HarvestSettings)
+
+
+def _with_fields_of(documents: Documents, settings: Kind) -> Kind:
+    """Return the settings with the columns of a `DocumentSource`."""
+    if not isinstance(documents, DocumentSource):
+        return settings
+    source = DocumentSource.of(documents, settings.text_field, settings.group)
+    return replace(settings, text_field=source.text_field, group=source.group)
 
 
 @takes(HarvestSettings)
@@ -147,13 +181,7 @@ def settle(
         ValueError: a setting is out of range.
     """
     settings = resolve(HarvestSettings, settings, options)
-    pairs = choose_pairs(
-        settings.source_layers,
-        settings.target_layers,
-        pair.source,
-        pair.target,
-        joint=settings.joint,
-    )
+    pairs = choose_pairs(settings, pair.source, pair.target)
     # Everything is resolved to explicit values here, because they are compared between ranks and
     # with checkpoints.
     plan = BlockPlan(
@@ -177,6 +205,7 @@ def settle(
         batch_tokens=settings.batch_tokens,
         text_field=settings.text_field,
         group=settings.group,
+        sketch=settings.sketch if isinstance(settings, SurveySettings) else None,
     )
 
 
@@ -197,6 +226,8 @@ class HarvestRun:
     """Column of the texts, as in `HarvestSettings`."""
     group: Any = None
     """Documents that share a fold, as in `HarvestSettings`."""
+    sketch: Sketch | None = None
+    """Random columns of a survey; None for exact moments."""
 
     @property
     def token_hook(self) -> str | None:
@@ -218,13 +249,17 @@ class HarvestRun:
         """JSON values that must be equal in all ranks of a run and in a run that resumes it."""
         fields = asdict(self.provenance)
         compared = {name: value for name, value in fields.items() if name not in _NOT_COMPARED}
-        return compared | {
-            "pairs": self.pairs,
-            "token_hook": self.token_hook,
-            "null": self.null,
-            "moment_dtype": str(self.moment_dtype).removeprefix("torch."),
-            "block_rows": self.plan.block_rows,
-        }
+        return (
+            compared
+            | {
+                "pairs": self.pairs,
+                "token_hook": self.token_hook,
+                "null": self.null,
+                "moment_dtype": str(self.moment_dtype).removeprefix("torch."),
+                "block_rows": self.plan.block_rows,
+            }
+            | ({"sketch": asdict(self.sketch)} if self.sketch else {})
+        )
 
     def cache_manifest(self, dtype: str) -> Manifest:
         """Return the manifest of an empty activation cache of this harvest."""
@@ -241,23 +276,50 @@ class HarvestRun:
         """Return this run with other hook pairs: one of several passes within a memory budget."""
         return replace(self, pairs=pairs)
 
-    def begin(self) -> CrossMoments:
-        """Return empty moments.
+    def begin(self) -> CrossMoments | SurveyMoments:
+        """Return empty moments, sketched ones for a survey.
 
         Raises:
             ValueError: the moments need more memory than is free.
         """
         source, target = self.models.source, self.models.target
         # Checked here, before the first block: the system would kill the process later.
-        n_bytes = moment_bytes(
-            self.pairs, self.token_hook, self.null, source.d_model, target.d_model
-        )
-        refuse_more_than_there_is(
-            sum(n_bytes.values()), available_memory(source.device), source.device
-        )
+        widths, device = (source.d_model, target.d_model), source.device
+        if self.sketch is not None:
+            itemsize = self.moment_dtype.itemsize
+            sizes = survey_bytes(self.pairs, self.token_hook, self.sketch, *widths, itemsize)
+            refuse_more_than_there_is(
+                sum(sizes.values()), available_memory(device), device, FEWER_COLUMNS
+            )
+            return SurveyMoments(
+                self.pairs, self.token_hook, self.moment_dtype, self.sketch, self.provenance
+            )
+        n_bytes = moment_bytes(self.pairs, self.token_hook, self.null, *widths)
+        refuse_more_than_there_is(sum(n_bytes.values()), available_memory(device), device)
         return CrossMoments(
             self.pairs, self.token_hook, self.moment_dtype, self.null, self.provenance
         )
+
+    def harvest_share(
+        self,
+        documents: Documents,
+        *,
+        checkpoint: str | Path | None,
+        checkpoint_every: float,
+        **options: Any,
+    ) -> Any:
+        """Return the moments of this process's shard, or of all blocks without shards.
+
+        ``options`` are keywords of `harvest`.
+        """
+        share = Share(shard=self.shard or (0, 1))
+        folder = (
+            nullcontext()
+            if checkpoint is None
+            else Checkpoint(Path(checkpoint), self.arguments, share, every=checkpoint_every)
+        )
+        with folder as opened:
+            return self.harvest(documents, share, checkpoint=opened, **options)[0]
 
     def harvest(
         self,
@@ -268,7 +330,7 @@ class HarvestRun:
         on_block: OnBlock | None = None,
         cache: CacheWriter | None = None,
         progress: bool = True,
-    ) -> tuple[CrossMoments, int]:
+    ) -> tuple[Any, int]:
         """Return (moments of the blocks of ``share``, number of blocks in the whole stream)."""
         source = DocumentSource.of(documents, self.text_field, self.group)
         moments, feed = self.begin(), _Feed(self, on_block, cache)
@@ -324,7 +386,7 @@ class _Feed:
     """Numbers of states far out of the stream, in the blocks of this run."""
 
     def take(
-        self, moments: CrossMoments, block: Block, share: Share, checkpoint: Checkpoint | None
+        self, moments: Accumulator, block: Block, share: Share, checkpoint: Checkpoint | None
     ) -> None:
         """Add a block to moments and cache, if it is in ``share`` and they do not hold it yet."""
         is_wanted = not (checkpoint and checkpoint.has(block)) and share.takes(block.index)
@@ -335,14 +397,14 @@ class _Feed:
             and not self.cache.has(block.index, block.fingerprint)
         )
         # The first block is always read: its mean is the shift of every share.
-        if not is_wanted and not is_uncached and moments.source:
+        if not is_wanted and not is_uncached and moments.is_begun:
             return
         order, x, y = self.rows(moments, block)
         try:
-            if not moments.source:
+            if not moments.is_begun:
                 moments.start(x, y)
                 if checkpoint:
-                    checkpoint.share_shift(moments)
+                    checkpoint.share_origin(moments)
             if is_uncached and self.cache is not None:
                 self.cache.add(block, order, x, y)
             if is_wanted:
@@ -355,7 +417,7 @@ class _Feed:
 
     def add(
         self,
-        moments: CrossMoments,
+        moments: Accumulator,
         block: Block,
         rows: tuple[list[Window], Streams, Streams],
         checkpoint: Checkpoint | None,
@@ -388,13 +450,13 @@ class _Feed:
             checkpoint.write_if_due(moments)
 
     def rows(
-        self, moments: CrossMoments, block: Block
+        self, moments: Accumulator, block: Block
     ) -> tuple[list[Window], dict[str, Tensor], dict[str, Tensor]]:
         """Return (windows in the order of the rows, x by hook point, y by hook point)."""
         x, y = (self._streams(moments, block, side) for side in (SOURCE, TARGET))
         return block_order(block, self.run.batch_tokens), x, y
 
-    def _streams(self, moments: CrossMoments, block: Block, side: int) -> dict[str, Tensor]:
+    def _streams(self, moments: Accumulator, block: Block, side: int) -> dict[str, Tensor]:
         """Return the rows of one model by hook point; joint layers are concatenated."""
         model = (self.run.models.source, self.run.models.target)[side]
         hooks = hooks_of(moments.kept_pairs, side)
@@ -406,7 +468,7 @@ class _Feed:
             "target" if side == TARGET else "source",
         )
         # Layers of one model may be on several devices; a product needs both factors on one.
-        device = moments.n.device if moments.source else self.run.models.source.device
+        device = moments.n.device if moments.is_begun else self.run.models.source.device
         rows = {hook: values.to(device) for hook, values in rows.items()}
         return {
             hook: rows[hook]
@@ -429,5 +491,5 @@ def _row_name(order: list[Window], tokenizer: Any, row: int) -> str:
     return f"the token {token!r} at position {position} of the window that begins {begin!r}"
 
 
-def _saved(checkpoint: Checkpoint | None, moments: CrossMoments) -> AbstractContextManager[None]:
+def _saved(checkpoint: Checkpoint | None, moments: Accumulator) -> AbstractContextManager[None]:
     return checkpoint.saving(moments) if checkpoint else nullcontext()

@@ -7,24 +7,25 @@ as long as the median of its block (`lrt_lens.moments._centred_rows`); its squar
 compared with the trace of the whole scatter.
 
     rows = with_heaviest(rows, "source blocks.3.hook_resid_post", block, name)
-    heavy_rows(rows, {"source": source, "target": target}, n)
+    heavy_rows(rows, trace_of, n)
 
 Limits: several rows that hold most of the variance together are not named.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from lrt_lens.moments._centred_rows import CentredRows
-from lrt_lens.moments._scatter import SideMoments
 
 HEAVY_SHARE = 0.5
 """Share of the variance of a hook point above which one row is named in a warning."""
 RowName = Callable[[int], str]
 """Function from the number of a row in its block to a name for people."""
+TraceOf = Callable[[str, str], float | None]
+"""Function from (role, hook point) to the trace of a scatter."""
 HeaviestRows = dict[str, tuple[float, str]]
 """Squared distance and name of the longest row by ``"ROLE HOOK"``."""
 
@@ -48,27 +49,20 @@ def with_heaviest(rows: HeaviestRows, hook: str, block: CentredRows, name: RowNa
     return rows | {hook: (square, name(row))}
 
 
-def heavy_rows(
-    rows: HeaviestRows, sides: Mapping[str, Mapping[str, SideMoments]], n: Tensor
-) -> list[str]:
+def heavy_rows(rows: HeaviestRows, trace_of: TraceOf, n: Tensor) -> list[str]:
     """Return one sentence for each hook point of which one row has most of the variance.
 
     Args:
         rows: longest rows by ``"ROLE HOOK"``.
-        sides: moments by hook point, for the roles ``"source"`` and ``"target"``.
+        trace_of: function from (role, hook point) to the trace of the scatter of all rows; None if
+            there are no moments of the hook point.
         n: number of rows of each part [part].
     """
     sentences = []
     for hook, (square, name) in rows.items():
         role, _, point = hook.partition(" ")
-        side = sides[role].get(point)
-        if side is None:
-            continue
-        # tr Sxx over all parts = Σ‖x − c‖² − ‖Σ(x − c)‖²/n
-        total = side.total.sum(0)
-        about_shift = side.second.diagonal(dim1=1, dim2=2).sum()
-        trace = float(about_shift - (total**2).sum() / n.sum())
-        if trace > 0 and square > HEAVY_SHARE * trace:
+        trace = trace_of(role, point)
+        if trace is not None and trace > 0 and square > HEAVY_SHARE * trace:
             sentences.append(
                 f"{name} has {min(square / trace, 1):.0%} of the variance of the {int(n.sum()):,} "
                 f"rows at {role} {point!r} ({square**0.5:.4g} away from the others): maps, scores "
@@ -76,3 +70,15 @@ def heavy_rows(
                 "real activation"
             )
     return sentences
+
+
+def trace_about_mean(total: Tensor, squares: Tensor, n: Tensor) -> float:
+    """Return tr Sxx over all parts, of sums about a shift.
+
+    Args:
+        total: Σ(x − c) [part, d].
+        squares: Σ(x − c)² [part, d].
+        n: number of rows of each part [part].
+    """
+    # tr Sxx = Σ‖x − c‖² − ‖Σ(x − c)‖²/n
+    return float(squares.sum() - (total.sum(0) ** 2).sum() / n.sum())

@@ -38,7 +38,6 @@ from lrt_lens.models._hook_points import (
     SOURCE,
     TARGET,
     HookPair,
-    Layers,
     depth,
     hooks_of,
     joint_name,
@@ -46,11 +45,12 @@ from lrt_lens.models._hook_points import (
     layer_pairs,
     with_token,
 )
+from lrt_lens.models._hook_points import resolve as resolve_hook
 from lrt_lens.models._loading import thread_count_unchanged, torch_dtype
 from lrt_lens.models._text_reader import SKIP_FIRST
-from lrt_lens.moments._cross_moments import SKETCH_WIDTH
 from lrt_lens.moments._harvest_settings import HarvestSettings
 from lrt_lens.moments._scatter import NORM_BINS
+from lrt_lens.moments._sketches import SKETCH_WIDTH
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +59,13 @@ _Row = tuple[str, str, float, str]
 
 FULL_NULL_NUMBERS = 32_000_000
 """Largest size of all cross-moments, in numbers, for which ``null=True`` means ``"full"``."""
+FEWER_PAIRS = (
+    "choose 'proportional' layers or fewer of them, null='none', or the passes of "
+    "plan_harvest(…, memory_budget=…), one harvest each"
+)
+"""Remedy for exact moments that do not fit."""
+FEWER_COLUMNS = "give source_columns=512 or fewer, fewer columns, or fewer layers"
+"""Remedy for the moments of a survey that do not fit."""
 _BYTES, _NEARLY_ALL = 8, 0.8
 """Bytes of one float64 number; share of the free memory above which a warning is logged."""
 
@@ -163,12 +170,27 @@ class ModelShape:
         return cls.of_config(config, name, dtype)
 
 
-def choose_pairs(
-    source_layers: Layers, target_layers: Layers, source: Any, target: Any, *, joint: bool = False
-) -> tuple[HookPair, ...]:
-    """Return the hook pairs of a harvest; ``joint`` concatenates all source layers into one."""
-    pairs = tuple(layer_pairs(source_layers, target_layers, source, target))
-    if not joint:
+def choose_pairs(settings: HarvestSettings, source: Any, target: Any) -> tuple[HookPair, ...]:
+    """Return the hook pairs of a harvest; ``joint`` concatenates all source layers into one.
+
+    Raises:
+        HookPointError: a model does not have a requested layer.
+        ValueError: there are no hook pairs, or ``pairs`` are combined with ``joint``.
+    """
+    if settings.pairs is not None:
+        if settings.joint or not len(settings.pairs):
+            raise ValueError(
+                f"pairs has {len(settings.pairs)} entries and joint is {settings.joint}; give at "
+                "least one hook pair, and source_layers= instead of pairs= with joint=True"
+            )
+        return tuple(
+            dict.fromkeys(
+                (resolve_hook(s, source), resolve_hook(t, target)) for s, t in settings.pairs
+            )
+        )
+    layers = settings.source_layers, settings.target_layers
+    pairs = tuple(layer_pairs(*layers, source, target))
+    if not settings.joint:
         return pairs
     return tuple((joint_name(hooks_of(pairs, SOURCE)), t) for t in hooks_of(pairs, TARGET))
 
@@ -409,9 +431,7 @@ def plan_harvest(
         ValueError: the moments of a single target hook point need more than ``memory_budget``.
     """
     settings = resolve(HarvestSettings, settings, options)
-    pairs = choose_pairs(
-        settings.source_layers, settings.target_layers, source, target, joint=settings.joint
-    )
+    pairs = choose_pairs(settings, source, target)
     plan = HarvestPlan(
         source=source,
         target=target,
@@ -510,7 +530,9 @@ def available_memory(device: str | torch.device = "cpu") -> int | None:
         return None
 
 
-def refuse_more_than_there_is(needed: int, available: int | None, device: Any = "cpu") -> None:
+def refuse_more_than_there_is(
+    needed: int, available: int | None, device: Any = "cpu", remedy: str = FEWER_PAIRS
+) -> None:
     """Raise ValueError if ``needed`` bytes are more than are free; warn above 80 % of them.
 
     Without this check the system would kill the process in the middle of a harvest.
@@ -518,8 +540,7 @@ def refuse_more_than_there_is(needed: int, available: int | None, device: Any = 
     if available is not None and needed > available:
         raise ValueError(
             f"the moments of these pairs take {human_bytes(needed)} and {human_bytes(available)} "
-            f"are free on {device}; choose 'proportional' layers or fewer of them, null='none', "
-            "or the passes of plan_harvest(…, memory_budget=…), one harvest each"
+            f"are free on {device}; {remedy}"
         )
     if available is not None and needed > _NEARLY_ALL * available:
         logger.warning(

@@ -28,14 +28,8 @@ from lrt_lens._numbers import is_count
 from lrt_lens.data._documents import Documents
 from lrt_lens.data._windows import Share
 from lrt_lens.errors import FileFormatError, MismatchError
-from lrt_lens.moments._checkpoint import (
-    Checkpoint,
-    RankFile,
-    RunIsOver,
-    add_file,
-    add_stored,
-    read_rank_files,
-)
+from lrt_lens.moments._accumulator import add_stored
+from lrt_lens.moments._checkpoint import Checkpoint, RankFile, RunIsOver, add_file, read_rank_files
 from lrt_lens.moments._cross_moments import CrossMoments
 from lrt_lens.moments._harvesting import HarvestRun
 from lrt_lens.moments._layout import read_moment_metadata, read_provenance

@@ -404,6 +404,11 @@ class SideMoments:
         )
 
     @property
+    def squares(self) -> Tensor:
+        """Sums Σ(x − c)² of each dimension [part, d]."""
+        return self.second.diagonal(dim1=1, dim2=2)
+
+    @property
     def median_norm(self) -> float:
         """Median ‖x‖ over the tokens of the fitting folds, with an error of about 0.5 %.
 
@@ -414,6 +419,28 @@ class SideMoments:
         # Centre of the first bin at which half of the rows are reached: 2^((bin + 0.5)/64 − 20)
         median_bin = torch.searchsorted(self.norms.cumsum(0), self.norms.sum() / 2)
         return float(2.0 ** ((median_bin + 0.5) / _BINS_PER_OCTAVE + _LOWEST_OCTAVE))
+
+
+def cross_about(
+    cross: Tensor, n: Tensor, x: tuple[Tensor, Tensor], y: tuple[Tensor, Tensor]
+) -> Tensor:
+    """Return cross-moments about other shifts, [part, d_x, d_y].
+
+    Args:
+        cross: Σ(x − c)(y − c')ᵀ about the old shifts [part, d_x, d_y].
+        n: number of rows [part].
+        x: old shift minus new shift [d_x], and Σ(x − c) about the old one [part, d_x].
+        y: the same for y.
+    """
+    (delta_x, total_x), (delta_y, total_y) = x, y
+    # With δ = c_old − c_new and s = Σ(x − c_old), for x and for y:
+    #   Σ(x − cₓ)(y − c_y)ᵀ = Sxy_old + sₓ·δ_yᵀ + δₓ·s_yᵀ + n·δₓδ_yᵀ
+    return (
+        cross
+        + einsum(total_x, delta_y, "part i, j -> part i j")
+        + einsum(delta_x, total_y, "i, part j -> part i j")
+        + einsum(n, torch.outer(delta_x, delta_y), "part, i j -> part i j")
+    )
 
 
 @contextmanager

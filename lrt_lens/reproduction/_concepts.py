@@ -20,7 +20,7 @@ from lrt_lens.errors import MismatchError
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.reproduction._options import MissingInputError
-from lrt_lens.stitching._fit import fit_stitches
+from lrt_lens.stitching._fit_stitches import fit_stitches
 from lrt_lens.stitching._stitch import Stitch
 
 logger = logging.getLogger(__name__)

@@ -41,7 +41,7 @@ from lrt_lens.models._hooked_model import HookedModel, load_model
 from lrt_lens.models._identity import names_apart
 from lrt_lens.models._loading import checked_device
 from lrt_lens.models._pair import ModelPair
-from lrt_lens.stitching._fit import fit_stitches
+from lrt_lens.stitching._fit_stitches import fit_stitches
 from lrt_lens.stitching._grid import StitchGrid
 
 logger = logging.getLogger(__name__)

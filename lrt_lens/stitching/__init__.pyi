@@ -15,8 +15,8 @@ from ._fidelity import naive_fidelities as naive_fidelities
 from ._fidelity import random_source_directions as random_source_directions
 from ._fidelity import source_deviations as source_deviations
 from ._fit import fit_grid as fit_grid
-from ._fit import fit_stitches as fit_stitches
 from ._fit import token_identity_map as token_identity_map
+from ._fit_stitches import fit_stitches as fit_stitches
 from ._grid import StitchGrid as StitchGrid
 from ._similarity import similarities as similarities
 from ._stitch import Stitch as Stitch
@@ -24,6 +24,9 @@ from ._stitch import score_rows as score_rows
 from ._stitch_loss import StitchLoss as StitchLoss
 from ._stitch_loss import StitchLossSettings as StitchLossSettings
 from ._stitch_loss import evaluate_stitch_loss as evaluate_stitch_loss
+from ._survey import Survey as Survey
+from ._survey import score_survey as score_survey
+from ._survey import survey as survey
 from .recipes._adam import AdamFit as AdamFit
 from .recipes._adam import joint_loss as joint_loss
 from .recipes._mlp import Mlp as Mlp

@@ -1,7 +1,6 @@
 """Fit and score every hook pair of one set of moments.
 
     grid = fit_grid(moments, Ridge())            # a `StitchGrid`; the same as moments.fit(Ridge())
-    grid = fit_stitches(pair, documents)         # harvest, then fit
     token = token_identity_map(moments, target_hook)     # what the current token alone explains
 
 Each hook pair gets a map up and a map down. Cross-validation over the five fitting folds chooses
@@ -13,21 +12,15 @@ Limits: every hook pair is fitted in memory, one after the other, on the device 
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 
 from lrt_lens._progress import tqdm
-from lrt_lens._settings import resolve, takes
-from lrt_lens.data._documents import Documents
 from lrt_lens.errors import HookPointError
 from lrt_lens.models._hook_points import HookPair, same_place
-from lrt_lens.models._pair import ModelPair
 from lrt_lens.moments._cross_moments import FIT_PARTS, TEST_PARTS, CrossMoments
-from lrt_lens.moments._harvest_settings import HarvestSettings
-from lrt_lens.moments._harvesting import harvest
 from lrt_lens.moments._scatter import MapScore, between_folds, cka_of, score_map
 from lrt_lens.stitching._affine import AffineMap
 from lrt_lens.stitching._choices import gain_over_token
@@ -43,39 +36,6 @@ from lrt_lens.stitching.solvers._solver import (
 )
 
 logger = logging.getLogger(__name__)
-
-
-@takes(HarvestSettings)
-def fit_stitches(
-    pair: ModelPair,
-    documents: Documents,
-    *,
-    solver: Solver | None = None,
-    settings: HarvestSettings | None = None,
-    checkpoint: str | Path | None = None,
-    progress: bool = True,
-    **options: Any,
-) -> StitchGrid:
-    """Return the `StitchGrid` of every layer pair, from both models' states on ``documents``.
-
-    This is `harvest` followed by `fit_grid`.
-
-    Args:
-        pair: source model and target model.
-        documents: texts, chats, a file or a dataset, as for `harvest`.
-        solver: family of maps; `Ridge` if None.
-        settings: a `HarvestSettings`, whose fields are described there.
-        checkpoint: folder for checkpoints, from which an interrupted harvest resumes.
-        progress: show progress bars.
-        **options: fields of `HarvestSettings` as keywords; they replace those of ``settings``.
-
-    Raises:
-        HookPointError, TooFewDocumentsError, MismatchError, NonFiniteError, ValueError: as
-            `harvest` does.
-    """
-    settings = resolve(HarvestSettings, settings, options)
-    moments = harvest(pair, documents, settings=settings, checkpoint=checkpoint, progress=progress)
-    return fit_grid(moments, solver, progress=progress)
 
 
 def fit_grid(
@@ -104,7 +64,7 @@ def fit_grid(
     fitters, similarity = solver.fitters(moments), GridCka(moments)
     # errors[0] is up, errors[1] is down, so that the flag ``down`` is the index.
     errors: tuple[dict[HookPair, FoldErrors], dict[HookPair, FoldErrors]] = ({}, {})
-    about = {"solver": solver.name, "n_tokens": moments.n_fit}
+    about = {"solver": solver.name, "n_tokens": moments.n_fit, "exact": True}
     rows: dict[HookPair, dict[str, Any]] = {
         hook_pair: {"source_hook": hook_pair[0], "target_hook": hook_pair[1], **about}
         for hook_pair in fitted

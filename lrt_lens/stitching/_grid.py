@@ -30,17 +30,18 @@ from typing import Any, Literal
 import pandas as pd
 
 from lrt_lens._late import implementation
-from lrt_lens._repr_html import card, facts, heat_table, note
+from lrt_lens._repr_html import card, facts, note
 from lrt_lens.errors import HookPointError, MismatchError
 from lrt_lens.figures._steering import grid_figure
 from lrt_lens.models._belonging import map_ends, refuse_other_map
-from lrt_lens.models._hook_points import HookPair, depth, residual_post, same_place, short_hook
+from lrt_lens.models._hook_points import HookPair, depth, residual_post, same_place
 from lrt_lens.moments._cross_moments import FIT_PARTS, TEST_PARTS, CrossMoments
 from lrt_lens.moments._scatter import MapScore, score_map
 from lrt_lens.statistics._jackknife import few_groups
 from lrt_lens.stitching._affine import AffineMap, MapPair, StreamStatistics
 from lrt_lens.stitching._choices import choices, count_not_worse
 from lrt_lens.stitching._diagnostics import moment_ends
+from lrt_lens.stitching._pair_table import heat_of_pairs, name_of_best
 from lrt_lens.stitching._similarity import similarities
 from lrt_lens.stitching._stitch import Stitch
 from lrt_lens.stitching.solvers._solver import PairFolds, Setting, Solver
@@ -70,10 +71,9 @@ COLUMNS = (
     "r2_null",
     "r2_token",
     "r2_uniform_token",
+    "exact",
 )
-"""Columns of ``grid.scores``."""
-_SHOWN = 16
-"""Most hook points per side in the table that a notebook shows."""
+"""Columns of ``grid.scores``; ``exact`` is False for hook pairs that were only surveyed."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class StitchGrid:
     solver: Solver
     """Family of maps."""
     scores: pd.DataFrame = field(repr=False)
-    """One row per hook pair, with the columns ``COLUMNS``."""
+    """One row per hook pair, with the columns ``COLUMNS``; `best` and maps need exact rows."""
     folds: dict[HookPair, PairFolds] = field(default_factory=dict, repr=False)
     """Held-out errors by fold, and selected settings, of each hook pair."""
     _stitches: dict[HookPair, Stitch] = field(default_factory=dict, init=False, repr=False)
@@ -216,9 +216,19 @@ class StitchGrid:
                 f"the pair {names} was not fitted; see grid.scores for the {len(self.scores)} that "
                 "were"
             )
+        self._refuse_surveyed(pd.DataFrame(rows))
         if names not in self._stitches:
             self._stitches[names] = self._stitch(names, rows.iloc[0].to_dict())
         return self._stitches[names]
+
+    def _refuse_surveyed(self, rows: pd.DataFrame) -> None:
+        """Raise HookPointError if none of some rows of ``scores`` has exact moments."""
+        if not rows["exact"].to_numpy(bool).any():
+            pairs = list(zip(rows["source_hook"], rows["target_hook"], strict=True))
+            raise HookPointError(
+                f"{pairs[0]} was only surveyed, and a map needs exact moments: harvest them with "
+                f"pairs=[{pairs[0]}], or give a larger memory_budget"
+            )
 
     def maps(self, hook_pair: HookPair) -> tuple[AffineMap, AffineMap]:
         """Return the maps (up, down) of one hook pair, without null, refits and statistics."""
@@ -260,14 +270,14 @@ class StitchGrid:
 
     def _repr_html_(self) -> str:
         # gain_cv is NaN if token identity explains everything.
-        named = self.scores.dropna(subset=["gain_cv"])
+        named = self.scores.dropna(subset=["gain_cv"]).query("exact")
         best = None if named.empty else named.loc[named["gain_cv"].idxmax()]
-        best_pair = None if best is None else f"{best['source_hook']} → {best['target_hook']}"
         lines = {
             "pairs": len(self),
+            "surveyed only": int((~self.scores["exact"].to_numpy(bool)).sum()) or None,
             "solver": self.solver.name,
             "tokens that fitted": self.moments.n_fit,
-            "best pair (gain_cv)": best_pair,
+            "best pair (gain_cv)": name_of_best(named, "gain_cv"),
         }
         if best is not None and set(self.folds) >= self._pairs_of(named):
             table = choices(self.folds, named, "gain_cv")
@@ -278,17 +288,10 @@ class StitchGrid:
                 f"{name} {best[name]:.2f}" for name in names if best[name] == best[name]
             )
         value = "r2_uniform_cv" if best is None else "gain_cv"
-        wide = self.scores.pivot(index="source_hook", columns="target_hook", values=value)
-        wide = wide.loc[sorted(wide.index, key=depth), sorted(wide.columns, key=depth)].iloc[
-            :_SHOWN, :_SHOWN
-        ]
-        wide = wide.rename(index=short_hook, columns=short_hook)
         legend = (
             f"{value}, by cross-validation: source hook points down, target hook points across."
         )
-        return card(
-            "StitchGrid", facts(lines), heat_table(wide, corner="source ↓ target →"), note(legend)
-        )
+        return card("StitchGrid", facts(lines), heat_of_pairs(self.scores, value), note(legend))
 
     @staticmethod
     def _pairs_of(table: pd.DataFrame) -> set[HookPair]:
@@ -309,6 +312,9 @@ class StitchGrid:
             if hook is not None:
                 name = self._name(hook, column)
                 table = table.loc[table[column] == name]
+        if len(table):
+            self._refuse_surveyed(table)
+        table = table.loc[table["exact"].to_numpy(bool)]
         if table.empty:
             raise HookPointError(
                 f"no hook pair from {source!r} to {target!r} in this grid of {len(self.scores)}; "

@@ -52,6 +52,7 @@ from lrt_lens.stitching import (
     Stitch,
     StitchGrid,
     StitchLoss,
+    Survey,
     map_diagnostics,
 )
 
@@ -473,6 +474,7 @@ FIGURES: dict[str, Any] = {
         grid(),  # type: ignore[arg-type]
         chosen=(SOURCE, TARGET),
     ),
+    "Survey": lambda: Survey.figure(grid(), "r2"),  # type: ignore[arg-type]
     "Stitch": lambda: Stitch.figure(
         SimpleNamespace(source_hook=SOURCE, target_hook=TARGET, scores=SCORES)
     ),  # type: ignore[arg-type]

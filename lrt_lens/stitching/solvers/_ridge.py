@@ -25,12 +25,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from einops import einsum, rearrange
+from einops import rearrange
 from torch import Tensor
 
 from lrt_lens.models._hook_points import HookPair
 from lrt_lens.moments._cross_moments import FIT_PARTS, CrossMoments
-from lrt_lens.moments._scatter import Scatter, gram, score_weights
+from lrt_lens.moments._scatter import Scatter, score_weights
 from lrt_lens.stitching._affine import AffineMap
 from lrt_lens.stitching.solvers._solver import (
     DEFAULT_ALPHAS,
@@ -41,6 +41,7 @@ from lrt_lens.stitching.solvers._solver import (
     fold_variances,
     unit_scale,
 )
+from lrt_lens.stitching.solvers._spectrum import HeldOutFold, Spectrum
 
 
 @dataclass(frozen=True)
@@ -97,79 +98,6 @@ class Ridge(Solver):
         values, vectors = torch.linalg.eigh(xx * rearrange(scale, "d -> d 1") * scale)
         # Rounding makes eigenvalues of a singular scatter slightly negative.
         return Spectrum(values.clamp_min(0), vectors, scale, mean_value)
-
-
-@dataclass(frozen=True)
-class Spectrum:
-    """Eigendecomposition of a (scaled) scatter matrix."""
-
-    values: Tensor
-    """Eigenvalues [d], ascending, not negative."""
-    vectors: Tensor
-    """Eigenvectors as columns [d, d]."""
-    scale: Tensor
-    """Factors [d] by which the source dimensions were multiplied before the decomposition."""
-    mean_value: float
-    """Trace of the scatter matrix ÷ d, the unit of ``alpha``: of standardised dimensions if the
-    solver standardises, without any other scaling.
-    """
-
-    def rotate(self, rows: Tensor) -> Tensor:
-        """``Vᵀ`` times scaled rows, [d, ...]."""
-        return self.vectors.T @ einsum(rows, self.scale, "d ..., d -> d ...")
-
-    def shrink(self, alphas: Tensor) -> Tensor:
-        """Return the diagonal of D for each penalty, as [alpha, d]."""
-        # 1 / (e_i + λ·tr(Sxx)/d)
-        return 1 / (self.values + rearrange(alphas, "alpha -> alpha 1") * self.mean_value)
-
-    def solve(self, fit: Scatter, alpha: float, source_hook: str, target_hook: str) -> AffineMap:
-        """Return the map at one penalty, in the original units of the source."""
-        shrink = self.shrink(
-            torch.tensor([alpha], dtype=self.values.dtype, device=self.values.device)
-        )[0]
-        # W = diag(s)·V·diag(1/(e + λ̃))·Vᵀ·diag(s)·Sxy
-        scale_rows = "d, d d_target -> d d_target"
-        weight = self.vectors @ einsum(shrink, self.rotate(fit.xy), scale_rows)
-        weight = einsum(self.scale, weight, scale_rows)
-        return AffineMap(weight, fit.mean_y - fit.mean_x @ weight, source_hook, target_hook)
-
-
-class HeldOutFold:
-    """Terms of one held-out fold that the errors of all targets share."""
-
-    def __init__(self, spectrum: Spectrum, fit: Scatter, held_out: Scatter) -> None:
-        self.spectrum = spectrum
-        # M = VᵀSxx'V (the transpose puts the second axis first, where `rotate` works)
-        self.rotated_xx = spectrum.rotate(spectrum.rotate(held_out.xx).T)
-        # Vᵀ(x̄' − x̄)
-        self.moved_mean = spectrum.rotate(held_out.mean_x - fit.mean_x)
-
-    def errors(self, fit: Scatter, held_out: Scatter, shrink: Tensor, weights: Tensor) -> Tensor:
-        """Return weighted held-out sums of squares at every penalty, as [alpha, weighting].
-
-        ``weights`` is [weighting, d_target].
-        """
-        # B and N of the module docstring, [d_source, d_target] each.
-        fitted, seen = self.spectrum.rotate(fit.xy), self.spectrum.rotate(held_out.xy)
-        # x̄'W + b − ȳ' = (x̄' − x̄)W + ȳ − ȳ', as [alpha, d_target]
-        offset = (shrink * self.moved_mean) @ fitted + (fit.mean_y - held_out.mean_y)
-        product = fitted * seen
-        columns = []
-        for weight in weights:
-            # dᵀ(M ∘ G)d with G = (B√w)(B√w)ᵀ
-            quadratic = (
-                (shrink @ (self.rotated_xx * gram((fitted * weight.sqrt()).T))) * shrink
-            ).sum(1)
-            # dᵀh with h_i = Σ_k w_k B_ik N_ik
-            linear = shrink @ (product @ weight)
-            columns.append(
-                held_out.variance @ weight
-                - 2 * linear
-                + quadratic
-                + held_out.n * (offset**2 @ weight)
-            )
-        return torch.stack(columns, 1)
 
 
 class RidgeFitter(MapFitter):

@@ -1,0 +1,32 @@
+"""Tables of hook pairs as a notebook shows them.
+
+    heat_of_pairs(grid.scores, "gain_cv")      # HTML: source hook points down, target ones across
+    name_of_best(grid.scores, "gain_cv")       # "blocks.3.hook_resid_post → blocks.4.…"
+
+Limits: at most 16 hook points per side are shown.
+"""
+
+import pandas as pd
+
+from lrt_lens._repr_html import heat_table
+from lrt_lens.models._hook_points import depth, short_hook
+
+_SHOWN = 16
+"""Most hook points per side in the table that a notebook shows."""
+
+
+def heat_of_pairs(scores: pd.DataFrame, value: str) -> str:
+    """Return a shaded HTML table of one column over all hook pairs."""
+    wide = scores.pivot(index="source_hook", columns="target_hook", values=value)
+    wide = wide.loc[sorted(wide.index, key=depth), sorted(wide.columns, key=depth)]
+    wide = wide.iloc[:_SHOWN, :_SHOWN].rename(index=short_hook, columns=short_hook)
+    return heat_table(wide, corner="source ↓ target →")
+
+
+def name_of_best(scores: pd.DataFrame, value: str) -> str | None:
+    """Return the hook pair with the highest value as text; None if there is no value."""
+    known = scores.dropna(subset=[value])
+    if known.empty:
+        return None
+    best = known.loc[known[value].idxmax()]
+    return f"{best['source_hook']} → {best['target_hook']}"
