@@ -18,7 +18,8 @@ from benchmarks.measuring import Measurement, Settings, alternate
 from benchmarks.models import PYTHIA, TINY, PairShape, random_documents, random_models
 from lrt_lens.data import BlockPlan, iterate_blocks
 from lrt_lens.models import ModelPair
-from lrt_lens.moments import CrossMoments, harvest
+from lrt_lens.moments import harvest
+from lrt_lens.stitching import survey
 
 _BATCH_TOKENS, _CONTEXT = 4096, 256
 """The defaults of `harvest`, explicit because the bare decoders must run the same batches."""
@@ -32,14 +33,25 @@ class Selection:
     source_layers: tuple[int, ...]
     target_layers: tuple[int, ...]
     null: bool | Literal["full", "sketch", "none"]
+    is_survey: bool = False
+    """Whether all hook pairs are surveyed, scores included, instead of harvested."""
 
     @property
     def depths(self) -> tuple[int, int]:
         """Number of blocks that source and target must run."""
         return max(self.source_layers) + 1, max(self.target_layers) + 1
 
-    def harvest(self, pair: ModelPair, documents: Any, n_tokens: int | None) -> CrossMoments:
+    def harvest(self, pair: ModelPair, documents: Any, n_tokens: int | None) -> Any:
         """The moments of the selected layers, by `harvest` as a user calls it."""
+        if self.is_survey:
+            return survey(
+                pair,
+                documents,
+                n_tokens=n_tokens,
+                context_length=_CONTEXT,
+                batch_tokens=_BATCH_TOKENS,
+                progress=False,
+            ).moments
         return harvest(
             pair,
             documents,
@@ -85,13 +97,34 @@ def harvest_overhead_all_pairs(settings: Settings) -> Measurement:
     )
 
 
+def survey_overhead_all_pairs(settings: Settings) -> Measurement:
+    """Survey of all pairs, scores included, with 20,000 tokens ÷ the full decoders."""
+    shape = _shape(settings)
+    sources, targets = tuple(range(shape.source.n_layers)), tuple(range(shape.target.n_layers))
+    selection = Selection(sources, targets, null="sketch", is_survey=True)
+    value, raw = _overhead(settings, selection, min(settings.n_tokens, 20_000))
+    return Measurement(
+        name="survey_overhead_all_pairs",
+        value=value,
+        target=1.25,
+        at_most=True,
+        what=f"Survey of all {len(sources) * len(targets)} pairs on 20,000 tokens, with null, "
+        "token baseline, penalties, scores and intervals ÷ the two bare Hugging Face decoders, "
+        "without unembedding, on the same batches.",
+        raw=raw,
+    )
+
+
 def _shape(settings: Settings) -> PairShape:
     """Shapes of the random models."""
     return TINY if settings.quick else PYTHIA
 
 
-def _overhead(settings: Settings, selection: Selection) -> tuple[float, dict[str, Any]]:
+def _overhead(
+    settings: Settings, selection: Selection, n_tokens: int | None = None
+) -> tuple[float, dict[str, Any]]:
     """The ratio of a harvest to the bare decoders, and the raw measurements."""
+    n_tokens = n_tokens or settings.n_tokens
     with random_models(_shape(settings), settings.seed) as folder:
         pair = ModelPair.load(str(folder / "source"), str(folder / "target"))
         decoders = [
@@ -100,17 +133,15 @@ def _overhead(settings: Settings, selection: Selection) -> tuple[float, dict[str
         ]
         # Masked positions (four per window) do not count as tokens, so a sixteenth more is drawn.
         documents = list(
-            random_documents(
-                folder, settings.n_tokens + settings.n_tokens // 16, (256, 600), settings.seed
-            )
+            random_documents(folder, n_tokens + n_tokens // 16, (256, 600), settings.seed)
         )
-        batches, n_rows = _prepare(documents, pair, settings.n_tokens)
+        batches, n_rows = _prepare(documents, pair, n_tokens)
         # Warm-up: documents are short, but many, so that no fold is empty.
         selection.harvest(pair, random_documents(folder, 4_000, (30, 50), seed=1), None)
         _run_bare(decoders, batches[:2])
         harvested = set()
         timings = alternate(
-            lambda: harvested.add(selection.harvest(pair, documents, settings.n_tokens).n_tokens),
+            lambda: harvested.add(selection.harvest(pair, documents, n_tokens).n_tokens),
             lambda: _run_bare(decoders, batches),
             _REPETITIONS,
         )

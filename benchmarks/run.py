@@ -33,6 +33,7 @@ RESULTS = Path(__file__).parent / "results.json"
 Name = Literal[
     "harvest_overhead_one_pair",
     "harvest_overhead_all_pairs",
+    "survey_overhead_all_pairs",
     "fit_speedup_over_adam",
     "sweep_speedup_over_adam",
     "fit_time_over_sklearn",
@@ -55,6 +56,7 @@ Name = Literal[
 MODULES: dict[Name, str] = {
     "harvest_overhead_one_pair": "harvesting",
     "harvest_overhead_all_pairs": "harvesting",
+    "survey_overhead_all_pairs": "harvesting",
     "fit_speedup_over_adam": "fitting",
     "sweep_speedup_over_adam": "sweeping",
     "fit_time_over_sklearn": "against_sklearn",

@@ -244,6 +244,84 @@ def test_a_dry_run_says_what_it_would_take_and_loads_and_writes_nothing(
         assert item.replace("12 kept", "12 pairs") in " ".join(shown.split()), item
 
 
+def test_a_survey_writes_scores_of_all_pairs_and_names_the_best(
+    model_folder: Path, corpus: list[str], tmp_path: Path, capsys: Any
+) -> None:
+    import json
+
+    import lrt_lens as lrt
+
+    documents = tmp_path / "corpus.txt"
+    documents.write_text("\n\n".join(corpus))
+    models = ["--source", str(model_folder), "--target", str(model_folder)]
+    options = ["--documents", str(documents), "--context-length", "32", "--no-progress"]
+    out = tmp_path / "survey"
+    main(["survey", *models, *options, "--out", str(out), "--n-tokens", "3000"])
+    assert sorted(path.name for path in out.iterdir()) == [
+        "report.html",
+        "results.json",
+        "survey.safetensors",
+    ]
+    survey = lrt.stitching.Survey.load(out / "survey.safetensors")
+    assert len(survey) == 9
+    results = json.loads((out / "results.json").read_text())
+    assert [row["gain_cv"] for row in results["grid"]] == pytest.approx(
+        survey.scores["gain_cv"].tolist()
+    )
+    shown = capsys.readouterr().out
+    source, target = survey.best()[0]
+    assert f"--pairs {source}:{target}" in " ".join(shown.split())
+    assert "Survey of every layer pair" in (out / "report.html").read_text()
+    # Its best pairs can be given to a fit.
+    fitted = tmp_path / "fitted"
+    pairs = ["--pairs", f"{source}:{target},0:-1"]
+    main(["fit", *models, *options, "--out", str(fitted), *pairs])
+    grid = json.loads((fitted / "results.json").read_text())["grid"]
+    wanted = {(source, target), ("blocks.0.hook_resid_post", "blocks.2.hook_resid_post")}
+    assert {(row["source_hook"], row["target_hook"]) for row in grid} == wanted
+
+
+def test_pairs_that_do_not_fit_a_quarter_of_the_memory_are_surveyed_first(
+    fit: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import json
+
+    # All nine pairs take 1.1 MB.
+    free = "lrt_lens.moments._plan.available_memory"
+    monkeypatch.setattr(free, lambda *_: 2_000_000)
+    shown = fit("--dry-run") or ""
+    shown = " ".join(capsys.readouterr().out.split())
+    assert shown.startswith("survey of 9 pairs: at least")
+    assert "then exact moments of the best" in shown
+    assert "moments, largest pass" in shown
+    out = fit()
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "all were surveyed on" in shown
+    rows = json.loads((out / "results.json").read_text())["grid"]
+    exact = [row for row in rows if row["exact"]]
+    assert len(rows) == 9
+    assert 1 <= len(exact) < 9
+    assert {row["solver"] for row in rows if not row["exact"]} == {"ridge, surveyed"}
+    assert sorted(path.name for path in out.iterdir()) == [
+        "moments.safetensors",
+        "report.html",
+        "results.json",
+        "stitch",
+        "survey.safetensors",
+    ]
+    never = fit("--survey", "never", out="never")
+    assert all(row["exact"] for row in json.loads((never / "results.json").read_text())["grid"])
+
+
+def test_a_survey_of_ranks_or_shards_says_how_to_choose_pairs_for_them(
+    fit: Any, capsys: Any
+) -> None:
+    message = "survey first (lrt-lens survey …), and give the best hook pairs as --pairs"
+    assert message in failure(capsys, fit, "--survey", "always", "--shard", "0/2")
+    assert message in failure(capsys, fit, "--survey", "always", "--pairs", "0:1")
+    assert "expected SOURCE:TARGET" in failure(capsys, fit, "--pairs", "0:1,2")
+
+
 def test_a_memory_budget_makes_passes_that_give_what_one_gives(fit: Any, capsys: Any) -> None:
     import json
 

@@ -380,10 +380,10 @@ class HarvestPlan:
             f"at {throughput.model / 1e9:,.0f} and {throughput.products / 1e9:,.0f} GFLOP/s, "
             "measured here by matrix products: a lower bound"
         )
-        yield "time per million tokens", _duration(seconds), seconds, how
+        yield "time per million tokens", duration(seconds), seconds, how
         if self.n_tokens is not None:
             total, how = seconds * self.n_tokens / 1e6, f"{self.ranks} process(es)"
-            yield f"time for {self.n_tokens:,} tokens", _duration(total), total, how
+            yield f"time for {self.n_tokens:,} tokens", duration(total), total, how
 
     def _largest_product(self, pairs: Sequence[HookPair]) -> int:
         """Return the size of the largest product of concatenated hook points, in numbers."""
@@ -551,7 +551,7 @@ def refuse_more_than_there_is(
         )
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Return a time as text, such as ``"12.5 min"``."""
     if seconds < 120:
         return f"{seconds:.3g} s"

@@ -14,31 +14,24 @@ Limits: both models run twice over the first documents if a survey is needed.
 
 import logging
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
-from lrt_lens._byte_sizes import human_bytes
 from lrt_lens._settings import resolve, takes
 from lrt_lens.data._documents import Documents
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.moments._checkpoint import SURVEY_FOLDER
 from lrt_lens.moments._harvest_settings import HarvestSettings
-from lrt_lens.moments._harvesting import harvest, settle
+from lrt_lens.moments._harvesting import harvest
 from lrt_lens.stitching._fit import fit_grid
-from lrt_lens.stitching._grid import COLUMNS, StitchGrid
-from lrt_lens.stitching._survey import Survey, survey
+from lrt_lens.stitching._grid import StitchGrid
 from lrt_lens.stitching._within_budget import (
     checked_budget,
-    chosen_once,
     default_budget,
     read_twice,
     sizes_of,
-    survey_settings,
+    survey_within,
 )
-from lrt_lens.stitching.solvers._ridge import Ridge
 from lrt_lens.stitching.solvers._solver import Solver
 
 logger = logging.getLogger(__name__)
@@ -80,45 +73,24 @@ def fit_stitches(
     settings = resolve(HarvestSettings, settings, options)
     budget = checked_budget(memory_budget)
     budget = default_budget(pair) if budget is None else budget
-    sizes, n_bytes = sizes_of(pair, settings)
+    _, n_bytes = sizes_of(pair, settings)
     surveyed = None
     # The layers of a joint hook point are fitted together: there is nothing to choose.
     if budget is not None and n_bytes > budget and not settings.joint:
-        # Before the survey, so that a budget that is too small is refused at once.
-        sizes.affordable(settle(pair, settings=settings).pairs, budget)
         first, documents = read_twice(documents)
-        folder = None if checkpoint is None else Path(checkpoint) / SURVEY_FOLDER
-        surveyed = survey(
+        surveyed, chosen, sentence = survey_within(
             pair,
             first,
-            solver=solver if isinstance(solver, Ridge) else None,
-            settings=survey_settings(pair, settings, budget),
-            checkpoint=folder,
+            settings,
+            budget,
+            solver=solver,
+            folder=None if checkpoint is None else Path(checkpoint) / SURVEY_FOLDER,
             progress=progress,
         )
-        best = surveyed.best(len(surveyed))
-        chosen = chosen_once(folder, best, partial(sizes.affordable, best, budget))
-        logger.warning(
-            "exact moments of all %d hook pairs take %s, more than the budget of %s: all were "
-            "surveyed on %s tokens, and the best %d are harvested exactly (%s); give "
-            "memory_budget= to change this",
-            len(surveyed),
-            human_bytes(n_bytes),
-            human_bytes(budget),
-            f"{surveyed.moments.n_tokens:,}",
-            len(chosen),
-            human_bytes(sizes.of(chosen)),
-        )
+        logger.warning("%s", sentence)
         settings = replace(settings, pairs=chosen)
     moments = harvest(pair, documents, settings=settings, checkpoint=checkpoint, progress=progress)
     grid = fit_grid(moments, solver, progress=progress)
-    return grid if surveyed is None else _with_surveyed(grid, surveyed)
-
-
-def _with_surveyed(grid: StitchGrid, surveyed: Survey) -> StitchGrid:
-    """Return a grid whose scores also have the hook pairs that were only surveyed."""
-    exact = grid.scores.set_index(["source_hook", "target_hook"], drop=False)
-    others = surveyed.scores.assign(solver=f"{surveyed.solver.name}, surveyed", exact=False)
-    others = others.set_index(["source_hook", "target_hook"], drop=False).drop(exact.index)
-    rows = pd.concat([exact, others.reindex(columns=list(COLUMNS))])
-    return replace(grid, scores=rows.loc[list(surveyed.moments.pairs)].reset_index(drop=True))
+    if surveyed is None:
+        return grid
+    return replace(grid, scores=surveyed.joined(grid.scores))

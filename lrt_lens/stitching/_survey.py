@@ -117,6 +117,19 @@ class Survey:
         """Return a plotly heat map of a score over all hook pairs, next to that of its null."""
         return grid_figure(self.scores, value=value, chosen=chosen)
 
+    def joined(self, exact: pd.DataFrame) -> pd.DataFrame:
+        """Return scores of exact moments, and those of the survey for all other hook pairs.
+
+        Args:
+            exact: rows of ``grid.scores``, with the column ``exact``.
+        """
+        keys = ["source_hook", "target_hook"]
+        rows = exact.set_index(keys, drop=False)
+        others = self.scores.assign(solver=f"{self.solver.name}, surveyed", exact=False)
+        others = others.set_index(keys, drop=False).drop(rows.index)
+        whole = pd.concat([rows, others.reindex(columns=exact.columns)])
+        return whole.loc[list(self.moments.pairs)].reset_index(drop=True)
+
     def merge(self, other: "Survey") -> "Survey":
         """Return the survey of the rows of both, such as of two shards of one run.
 

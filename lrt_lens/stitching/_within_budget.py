@@ -3,15 +3,15 @@
 Problem: exact moments of all hook pairs of two large models take a terabyte. Mechanism: if they do
 not fit, all hook pairs are surveyed, and exact moments are harvested of the best ones only.
 
-    wanted = needs_survey(pair, settings, memory_budget="8GB")    # the budget in bytes, or None
-    chosen = affordable(survey.best(len(survey)), shape, budget)
+    sizes, n_bytes = sizes_of(pair, settings)
+    chosen = sizes.affordable(survey.best(len(survey)), budget)
 
 Limits: the budget is for moments; weights and the rows of one block come on top (`plan_harvest`).
 """
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from functools import partial
 from itertools import tee
 from pathlib import Path
 from typing import Any
@@ -20,21 +20,26 @@ from lrt_lens._byte_sizes import human_bytes, parse_bytes
 from lrt_lens._files import write_atomically
 from lrt_lens._numbers import shown_number
 from lrt_lens._stored_fields import read_json_file, stored_value
-from lrt_lens.data._documents import DocumentSource
+from lrt_lens.data._documents import Documents, DocumentSource
 from lrt_lens.errors import MismatchError
 from lrt_lens.models._hook_points import HookPair
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.moments._checkpoint import CHOSEN_NAME
 from lrt_lens.moments._harvest_settings import HarvestSettings, SurveySettings
 from lrt_lens.moments._harvesting import settle
-from lrt_lens.moments._plan import available_memory, moment_bytes, null_kind
-from lrt_lens.moments._survey_sums import survey_bytes
+from lrt_lens.moments._plan import ModelShape, available_memory
+from lrt_lens.moments._survey_plan import (
+    SHARE_OF_FREE_MEMORY,
+    MomentSizes,
+    SurveyPlan,
+    narrowed,
+    survey_settings,
+)
+from lrt_lens.stitching._survey import Survey, survey
+from lrt_lens.stitching.solvers._ridge import Ridge
+from lrt_lens.stitching.solvers._solver import Solver
 
-SHARE_OF_FREE_MEMORY = 0.25
-"""Share of the free memory that is the budget by default."""
 _CHOSEN_SCHEMA = "lrt_lens.chosen/1"
-_NARROWER = (None, 1024, 512, 256, 128)
-"""Values of ``source_columns`` that are tried until the sums of a survey fit."""
 
 
 def checked_budget(memory_budget: int | str | None) -> int | None:
@@ -52,45 +57,6 @@ def checked_budget(memory_budget: int | str | None) -> int | None:
     return None if memory_budget is None else int(memory_budget)
 
 
-@dataclass(frozen=True)
-class MomentSizes:
-    """Everything that decides the bytes of the moments of some hook pairs."""
-
-    token_hook: str | None
-    null: Any
-    d_source: int
-    d_target: int
-
-    def of(self, pairs: Sequence[HookPair]) -> int:
-        """Return the bytes of the exact moments of hook pairs."""
-        kind = null_kind(self.null, pairs, self.d_source, self.d_target)
-        n_bytes = moment_bytes(pairs, self.token_hook, kind, self.d_source, self.d_target)
-        return sum(n_bytes.values())
-
-    def affordable(self, ordered: Sequence[HookPair], budget: int) -> list[HookPair]:
-        """Return the first of these hook pairs, best first, whose exact moments fit a budget.
-
-        Raises:
-            ValueError: the moments of the best hook pair alone need more.
-        """
-        least = self.of(ordered[:1])
-        if least > budget:
-            raise ValueError(
-                f"memory_budget is {human_bytes(budget)}, and the exact moments of one hook pair, "
-                f"{ordered[0][0]!r} → {ordered[0][1]!r}, take {human_bytes(least)}: give at least "
-                "that, or null='none'; lrt.survey scores all pairs without them"
-            )
-        # Bytes grow with every pair, so the number is found by bisection.
-        fits, too_many = 1, len(ordered) + 1
-        while too_many - fits > 1:
-            middle = (fits + too_many) // 2
-            if self.of(ordered[:middle]) <= budget:
-                fits = middle
-            else:
-                too_many = middle
-        return list(ordered[:fits])
-
-
 def sizes_of(pair: ModelPair, settings: HarvestSettings) -> tuple[MomentSizes, int]:
     """Return what decides the bytes of moments, and those of all hook pairs of the settings."""
     run = settle(pair, settings=settings)
@@ -104,31 +70,67 @@ def default_budget(pair: ModelPair) -> int | None:
     return None if free is None else int(SHARE_OF_FREE_MEMORY * free)
 
 
-def survey_settings(pair: ModelPair, settings: HarvestSettings, budget: int) -> SurveySettings:
+def survey_that_fits(pair: ModelPair, settings: HarvestSettings, budget: int) -> SurveySettings:
     """Return the settings of a survey whose sums fit a budget, for the same hook pairs and folds.
 
     The predicting streams are whole if they fit, else seen through fewer and fewer columns.
     """
-    shared: dict[str, Any] = {
-        field.name: getattr(settings, field.name) for field in fields(HarvestSettings)
-    }
-    shared["n_tokens"] = SurveySettings().n_tokens
-    whole = SurveySettings(**shared)
-    if settings.n_tokens is not None and whole.n_tokens is not None:
-        whole = replace(whole, n_tokens=min(whole.n_tokens, settings.n_tokens))
-    run = settle(pair, settings=whole)
-    widths = (pair.source.d_model, pair.target.d_model)
-    fits = [
-        narrow
-        for narrow in (replace(whole, source_columns=columns) for columns in _NARROWER)
-        if sum(
-            survey_bytes(
-                run.pairs, run.token_hook, narrow.sketch, *widths, run.moment_dtype.itemsize
-            ).values()
-        )
-        <= budget
-    ]
-    return fits[0] if fits else replace(whole, source_columns=_NARROWER[-1])
+    run = settle(pair, settings=survey_settings(settings))
+    source, target = (
+        ModelShape(model.name, model.d_model, model.n_layers, 0, 0)
+        for model in (pair.source, pair.target)
+    )
+    itemsize = run.moment_dtype.itemsize
+    plan = SurveyPlan(
+        source, target, run.pairs, survey_settings(settings), run.token_hook, itemsize
+    )
+    return narrowed(plan, budget).settings
+
+
+def survey_within(
+    pair: ModelPair,
+    documents: Documents,
+    settings: HarvestSettings,
+    budget: int,
+    *,
+    solver: Solver | None = None,
+    folder: Path | None = None,
+    progress: bool = True,
+) -> tuple[Survey, list[HookPair], str]:
+    """Return a survey, the best hook pairs whose exact moments fit, and a sentence that says so.
+
+    Args:
+        pair: source model and target model.
+        documents: documents, of which the first are read.
+        settings: settings of the harvest that follows.
+        budget: bytes that moments may take.
+        solver: family of maps; another one than ridge regression is surveyed as ridge regression.
+        folder: folder for the checkpoints of the survey; None: none are written.
+        progress: show progress bars.
+
+    Raises:
+        ValueError: the budget is too small for a single hook pair.
+    """
+    sizes, n_bytes = sizes_of(pair, settings)
+    # Before the survey, so that a budget that is too small is refused at once.
+    sizes.affordable(settle(pair, settings=settings).pairs, budget)
+    surveyed = survey(
+        pair,
+        documents,
+        solver=solver if isinstance(solver, Ridge) else None,
+        settings=survey_that_fits(pair, settings, budget),
+        checkpoint=folder,
+        progress=progress,
+    )
+    best = surveyed.best(len(surveyed))
+    chosen = chosen_once(folder, best, partial(sizes.affordable, best, budget))
+    sentence = (
+        f"exact moments of all {len(surveyed)} hook pairs take {human_bytes(n_bytes)}, and the "
+        f"budget is {human_bytes(budget)}: all were surveyed on {surveyed.moments.n_tokens:,} "
+        f"tokens, and the best {len(chosen)} are harvested exactly "
+        f"({human_bytes(sizes.of(chosen))}); give memory_budget= to change this"
+    )
+    return surveyed, chosen, sentence
 
 
 def read_twice(documents: Any) -> tuple[Any, Any]:

@@ -1,6 +1,7 @@
 """Plans of a harvest, compared with measured sizes, and passes under a memory budget."""
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,10 +10,11 @@ import transformers
 
 from lrt_lens._byte_sizes import human_bytes, parse_bytes
 from lrt_lens.models import ModelPair
-from lrt_lens.moments import HarvestPlan, ModelShape, harvest, plan_harvest
+from lrt_lens.moments import HarvestPlan, HarvestSettings, ModelShape, harvest, plan_harvest
 from lrt_lens.moments import _plan as planning
 from lrt_lens.moments._harvesting import settle
 from lrt_lens.moments._plan import Throughput, available_memory, measure_throughput, moment_bytes
+from lrt_lens.moments._survey_plan import answer, survey_first
 
 QUIET: dict[str, Any] = {"n_tokens": None, "context_length": 24, "progress": False}
 
@@ -258,3 +260,44 @@ def test_a_plan_of_a_pair_says_the_same_as_its_harvest(
     assert plan.moments == sum(
         tensor.nbytes for tensor in harvest(pair, corpus, **QUIET).tensors().values()
     )
+
+
+def test_a_survey_of_gemma_2b_to_9b_takes_gigabytes_and_a_plan_says_what_fits(
+    gemma: tuple[ModelShape, ModelShape],
+) -> None:
+    settings = HarvestSettings(n_tokens=1_000_000)
+    plan = plan_harvest(*gemma, settings=settings)
+    assert plan.moments > 1e12
+    whole = survey_first(plan, settings, 10**13)
+    assert whole.sketch.source_columns is None
+    assert len(whole.pairs) == 26 * 42
+    # 27 sources whole, and 27 · 42 pairs of 128 columns, in six parts
+    expected = 27 * 2304**2 * 6 * 8 + 27 * 42 * 2304 * 128 * 6 * 4
+    assert expected < whole.moments < min(1.06 * expected, 16e9)
+    speed = Throughput(4e14, 4e13)
+    line = answer(plan, settings, 20 * 10**9, speed)
+    assert line.startswith("survey of 1092 pairs: at least ")
+    assert "15.7 GB; then exact moments of the best 5: at least " in line
+    # A small machine sees the sources through fewer columns, and has room for one pair.
+    line = answer(plan, settings, 6 * 10**9, speed)
+    assert "5.39 GB, sources through 1024 columns; then exact moments of the best 1" in line
+    line = answer(plan, settings, 10**9, speed)
+    assert line.endswith("exact moments of one pair take 4.29 GB")
+    few = replace(plan, passes=(plan.pairs[:2],))
+    assert answer(few, settings, 10**11, speed).startswith("exact moments of all 2 pairs: at least")
+
+
+def test_time_of_a_survey_rises_with_tokens_columns_and_directions(
+    gemma: tuple[ModelShape, ModelShape],
+) -> None:
+    plan = plan_harvest(*gemma)
+    settings, speed = HarvestSettings(), Throughput(1e11, 1e11)
+    usual = survey_first(plan, settings, 10**13)
+    assert usual.settings.n_tokens == 20_000
+    seconds = usual.seconds(speed)
+    for changed in ({"n_tokens": 40_000}, {"columns": 128}, {"down": True}):
+        more = replace(usual, settings=replace(usual.settings, **changed))
+        assert more.seconds(speed) > 1.02 * seconds, changed
+    # Both passes alone: a survey is no faster than the models.
+    models = plan.flops_per_token[0] * 20_000 / speed.model
+    assert seconds > models

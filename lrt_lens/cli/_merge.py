@@ -1,0 +1,46 @@
+"""The command ``lrt-lens merge``: moments of all shards of a run, fitted together.
+
+    lrt-lens merge OUT stitches/moments-*.safetensors
+
+Limits: every shard of the run is needed.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from lrt_lens.cli._outputs import json_arguments, write_outputs
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Add the moments of all shards of a run, fit, and write the same results as fit."""
+
+    out: tyro.conf.Positional[Path]
+    """Folder for moments.safetensors, results.json, report.html and the best stitch."""
+    shards: tyro.conf.Positional[tuple[Path, ...]]
+    """The files of `lrt-lens fit --shard i/N`, in any order."""
+    alpha: float | None = None
+    """Ridge penalty relative to the mean variance; by default chosen by cross-validation."""
+    standardize: bool = False
+    """Scale source dimensions to unit variance first; useful if a few dimensions are very large."""
+    progress: bool = True
+    """Show progress bars."""
+
+    def run(self) -> None:
+        """Merge, fit and write the results."""
+        from lrt_lens._files import refuse_unwritable
+        from lrt_lens._repr_html import names_in_tables
+        from lrt_lens.moments._scale_out import merge_shards
+        from lrt_lens.stitching._fit import fit_grid
+        from lrt_lens.stitching.solvers._ridge import Ridge
+
+        solver = Ridge(alpha=self.alpha, standardize=self.standardize)
+        refuse_unwritable(self.out)
+        moments = merge_shards(self.shards)
+        moments.save(self.out / "moments.safetensors")
+        models = (moments.provenance.source, moments.provenance.target)
+        names = names_in_tables(*(model.name if model else "unknown" for model in models))
+        grid = fit_grid(moments, solver, progress=self.progress)
+        write_outputs(self.out, json_arguments(self), grid, names)

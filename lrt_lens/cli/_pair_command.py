@@ -1,0 +1,177 @@
+"""Options and checks of the commands that run two models on documents.
+
+    @dataclass(frozen=True)
+    class Survey(PairCommand):
+        out: Path = Path("survey")
+
+Limits: torch is imported by the methods only, so that ``--help`` answers at once.
+"""
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+if TYPE_CHECKING:
+    from lrt_lens.models._pair import ModelPair
+    from lrt_lens.moments._plan import ModelShape
+    from lrt_lens.stitching.solvers._ridge import Ridge
+
+
+@dataclass(frozen=True)
+class PairCommand:
+    """Options of a command that runs two models on the same documents."""
+
+    source: str
+    """Source model, on which things are learnt: hub id or local folder."""
+    target: str
+    """Target model of the transfer: hub id or local folder."""
+    documents: str
+    """A file (.txt, .md, .jsonl, .ndjson, .json, .csv, .tsv or .parquet, also with .gz or .zst), a
+    folder of such files, or the name of a data set."""
+    out: Path = Path("stitches")
+    """Folder for the results."""
+    n_tokens: int = 200_000
+    """Number of tokens to harvest."""
+    max_document_tokens: int | Literal["auto"] | None = "auto"
+    """Most tokens of one document; by default a 200th of --n-tokens, and at least a window."""
+    text_field: str | None = None
+    """Column of the texts; by default 'text', 'messages', or the only column with texts."""
+    group: str | None = None
+    """Column of what belongs together (a book, a conversation) and shares a fold."""
+    context_length: int = 256
+    """Number of tokens per window."""
+    source_layers: Annotated[str, tyro.conf.arg(metavar="all|proportional|3,5|HOOK")] = "all"
+    """Layers of the source: 'all', 'proportional', or numbers and hook points, separated by
+    commas."""
+    target_layers: Annotated[str, tyro.conf.arg(metavar="all|proportional|3,5|HOOK")] = "all"
+    """Layers of the target, in the form of --source-layers."""
+    alpha: float | None = None
+    """Ridge penalty relative to the mean variance; by default chosen by cross-validation."""
+    standardize: bool = False
+    """Scale source dimensions to unit variance first; useful if a few dimensions are very large."""
+    null: Literal["auto", "full", "sketch", "none"] = "auto"
+    """Moments of shuffled pairs: in full, as a sketch, or none."""
+    moment_dtype: Literal["float32", "float64"] = "float32"
+    """Precision in which the moments of a batch are computed; they are added up in float64."""
+    device: str | None = None
+    """Device of the models, such as cuda:0; by default the CPU."""
+    device_map: str | None = None
+    """Distribution of the weights over several devices, such as auto."""
+    dtype: str = "float32"
+    """Precision of the weights."""
+    source_revision: str | None = None
+    """Revision of the source model on the hub."""
+    target_revision: str | None = None
+    """Revision of the target model on the hub."""
+    source_name: str | None = None
+    """Name of the source in tables and files; by default its hub id or the end of its path."""
+    target_name: str | None = None
+    """Name of the target in tables and files."""
+    prepend_bos: bool | None = None
+    """Begin each window with BOS; by default as the tokenizer does."""
+    seed: int = 0
+    """Seed of folds and shuffled pairs."""
+    checkpoint_every: float = 120.0
+    """Seconds between checkpoints, in the folder checkpoint/ below --out."""
+    restart: bool = False
+    """Remove the checkpoints of an earlier run first."""
+    progress: bool = True
+    """Show progress bars."""
+
+    def check(self) -> None:
+        """Raise ValueError for an option that would fail later, before anything is loaded."""
+        from lrt_lens._numbers import checked_seconds
+        from lrt_lens.models._loading import checked_device, torch_dtype
+        from lrt_lens.moments._harvest_settings import HarvestSettings
+
+        HarvestSettings(
+            n_tokens=self.n_tokens,
+            max_document_tokens=self.max_document_tokens,
+            context_length=self.context_length,
+            seed=self.seed,
+        )
+        checked_seconds(self.checkpoint_every)
+        torch_dtype(self.dtype)
+        _ = self.solver, layers_of(self.source_layers), layers_of(self.target_layers)
+        # With several ranks, "cuda" is the GPU of each.
+        if self.device is not None:
+            checked_device(self.device)
+        _refuse_missing_folder("--source", self.source)
+        _refuse_missing_folder("--target", self.target)
+
+    def load(self, device: str | None) -> "ModelPair":
+        """Return both models on a device."""
+        from lrt_lens.models._pair import ModelPair
+
+        return ModelPair.load(
+            self.source,
+            self.target,
+            device=device,
+            device_map=self.device_map,
+            dtype=self.dtype,
+            source_revision=self.source_revision,
+            target_revision=self.target_revision,
+            source_name=self.source_name,
+            target_name=self.target_name,
+            prepend_bos=self.prepend_bos,
+        )
+
+    def shapes(self) -> "tuple[ModelShape, ModelShape]":
+        """Return the shapes of both models, from their configs: no weights are loaded."""
+        from lrt_lens.models._identity import model_name
+        from lrt_lens.moments._plan import ModelShape
+
+        source = ModelShape.of_pretrained(self.source, self.dtype, self.source_revision)
+        target = ModelShape.of_pretrained(self.target, self.dtype, self.target_revision)
+        return (
+            replace(source, name=self.source_name or model_name(self.source)),
+            replace(target, name=self.target_name or model_name(self.target)),
+        )
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Fields of `HarvestSettings` that these options set."""
+        return {
+            "source_layers": layers_of(self.source_layers),
+            "target_layers": layers_of(self.target_layers),
+            "n_tokens": self.n_tokens,
+            "max_document_tokens": self.max_document_tokens,
+            "text_field": self.text_field,
+            "group": self.group,
+            "context_length": self.context_length,
+            "seed": self.seed,
+            # The Python functions take True for "full for small grids, else a sketch".
+            "null": True if self.null == "auto" else self.null,
+            "moment_dtype": self.moment_dtype,
+        }
+
+    @property
+    def solver(self) -> "Ridge":
+        """Ridge regression with the penalty of these options."""
+        from lrt_lens.stitching.solvers._ridge import Ridge
+
+        return Ridge(alpha=self.alpha, standardize=self.standardize)
+
+
+def _refuse_missing_folder(option: str, model: str) -> None:
+    """Raise if a model is written as a path and no file or folder is there."""
+    # transformers would look for it on the hub and complain about the form of the id.
+    is_path = model.startswith(("/", "./", "../", "~")) or model.count("/") > 1
+    if is_path and not Path(model).exists():
+        raise ValueError(
+            f"{option} is {model!r}, and no such folder exists; give a folder that holds a "
+            "Hugging Face model (config.json and weights), or a hub id such as "
+            "'EleutherAI/pythia-70m-deduped'"
+        )
+
+
+def layers_of(text: str) -> Any:
+    """Return the layers of an option: a word, or a list of numbers and hook points."""
+    if text in ("all", "proportional"):
+        return text
+    parts = [part.strip() for part in text.split(",")]
+    # A negative number counts layers from the end.
+    return [int(part) if re.fullmatch("-?[0-9]{1,9}", part) else part for part in parts]
