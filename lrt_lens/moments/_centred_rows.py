@@ -35,6 +35,8 @@ _FAR = 4.0
 products are computed about the mean."""
 _FIRST_ROWS = 4096
 """Largest number of rows whose mean is the shift."""
+LARGEST_PRODUCT = 2**26
+"""Largest product of several hook points at once, in numbers."""
 _HEAVY = (4.0, 50.0)
 """Smallest and largest multiple of the median norm above which a row is multiplied in float64."""
 
@@ -254,7 +256,8 @@ def cross_products(
 ) -> Iterator[tuple[HookPair, Tensor]]:
     """Yield (hook pair, XᵀY) of each hook pair.
 
-    Source hook points with the same targets are multiplied together: one product for a full grid.
+    Source hook points with the same targets are multiplied together, as far as the product does not
+    exceed ``LARGEST_PRODUCT``.
     """
     # [X₁ X₂ …]ᵀ[Y₁ Y₂ …] has the products XₛᵀYₜ as blocks; one large product is faster than many
     # small ones.
@@ -264,12 +267,33 @@ def cross_products(
     by_targets: dict[tuple[str, ...], list[str]] = {}
     for s, hooks in targets.items():
         by_targets.setdefault(tuple(hooks), []).append(s)
-    for target_hooks, source_hooks in by_targets.items():
-        with full_precision():
-            product = torch.cat([x[s] for s in source_hooks], 1).T @ torch.cat(
-                [y[t] for t in target_hooks], 1
-            )
-        rows = product.split([x[s].shape[1] for s in source_hooks], 0)
-        for s, block in zip(source_hooks, rows, strict=True):
-            columns = block.split([y[t].shape[1] for t in target_hooks], 1)
-            yield from (((s, t), part) for t, part in zip(target_hooks, columns, strict=True))
+    for target_hooks, all_sources in by_targets.items():
+        right = torch.cat([y[t] for t in target_hooks], 1)
+        for source_hooks in product_groups(
+            all_sources, [x[s].shape[1] for s in all_sources], right.shape[1]
+        ):
+            with full_precision():
+                product = torch.cat([x[s] for s in source_hooks], 1).T @ right
+            rows = product.split([x[s].shape[1] for s in source_hooks], 0)
+            for s, block in zip(source_hooks, rows, strict=True):
+                columns = block.split([y[t].shape[1] for t in target_hooks], 1)
+                yield from (((s, t), part) for t, part in zip(target_hooks, columns, strict=True))
+
+
+def product_groups(
+    hooks: Sequence[str], widths: Sequence[int], right_width: int
+) -> Iterator[list[str]]:
+    """Yield hook points in groups whose product with ``right_width`` columns is not too large.
+
+    A group has at least one hook point.
+    """
+    group: list[str] = []
+    filled = 0
+    for hook, width in zip(hooks, widths, strict=True):
+        if group and (filled + width) * right_width > LARGEST_PRODUCT:
+            yield group
+            group, filled = [], 0
+        group.append(hook)
+        filled += width
+    if group:
+        yield group

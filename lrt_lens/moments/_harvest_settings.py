@@ -78,9 +78,9 @@ class HarvestSettings(Settings):
     """
     batch_tokens: int = 4096
     """Padded tokens per forward pass; changes speed and memory only."""
-    block_rows: int = 4096
+    block_rows: int | Literal["auto"] = "auto"
     """Unmasked tokens per block, the unit of products, shuffled pairs, checkpoints, ranks and
-    shards.
+    shards. ``"auto"``: 4096, and fewer where the rows of all hook points would take more than 4 GB.
     """
     moment_dtype: str | torch.dtype = "float32"
     """Precision of products, ``"float32"`` or ``"float64"``; sums are always float64."""
@@ -99,6 +99,8 @@ class HarvestSettings(Settings):
                 "the target is read later"
             )
         for name, least in _LEAST.items():
+            if name == "block_rows" and self.block_rows == "auto":
+                continue
             number = checked_whole(name, getattr(self, name), least=least)
             object.__setattr__(self, name, number)
         refuse_short_windows(self.context_length, self.skip_first)

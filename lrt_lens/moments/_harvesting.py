@@ -51,6 +51,7 @@ from lrt_lens.moments._plan import (
     moment_bytes,
     null_kind,
     refuse_more_than_there_is,
+    rows_of_block,
 )
 from lrt_lens.moments._provenance import BY_GROUP, Provenance, group_column
 from lrt_lens.moments._survey_moments import SurveyMoments
@@ -184,6 +185,8 @@ def settle(
     pairs = choose_pairs(settings, pair.source, pair.target)
     # Everything is resolved to explicit values here, because they are compared between ranks and
     # with checkpoints.
+    token_hook = EMBED if EMBED in pair.source.hook_points else None
+    widths = (pair.source.d_model, pair.target.d_model)
     plan = BlockPlan(
         context_length=window_length(
             settings.context_length, pair.source, pair.target, skip_first=settings.skip_first
@@ -191,7 +194,7 @@ def settle(
         skip_first=settings.skip_first,
         n_tokens=settings.n_tokens,
         max_document_tokens=settings.max_document_tokens,
-        block_rows=settings.block_rows,
+        block_rows=rows_of_block(settings.block_rows, pairs, token_hook, *widths),
         seed=settings.seed,
         lag=settings.lag,
     )

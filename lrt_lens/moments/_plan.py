@@ -25,7 +25,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -48,6 +48,7 @@ from lrt_lens.models._hook_points import (
 from lrt_lens.models._hook_points import resolve as resolve_hook
 from lrt_lens.models._loading import thread_count_unchanged, torch_dtype
 from lrt_lens.models._text_reader import SKIP_FIRST
+from lrt_lens.moments._centred_rows import LARGEST_PRODUCT
 from lrt_lens.moments._harvest_settings import HarvestSettings
 from lrt_lens.moments._scatter import NORM_BINS
 from lrt_lens.moments._sketches import SKETCH_WIDTH
@@ -66,6 +67,12 @@ FEWER_PAIRS = (
 """Remedy for exact moments that do not fit."""
 FEWER_COLUMNS = "give source_columns=512 or fewer, fewer columns, or fewer layers"
 """Remedy for the moments of a survey that do not fit."""
+_MOST_ROWS, _FEWEST_ROWS = 4096, 256
+"""Largest and smallest number of rows of a block whose size is chosen."""
+_BLOCK_BYTES, _BYTES_PER_NUMBER = 4 * 10**9, 16
+"""Bytes that the rows of a block may take, and those of one number of them: as captured, and three
+times in the precision of products.
+"""
 _BYTES, _NEARLY_ALL = 8, 0.8
 """Bytes of one float64 number; share of the free memory above which a warning is logged."""
 
@@ -203,6 +210,28 @@ def null_kind(null: bool | str, pairs: Sequence[HookPair], d_source: int, d_targ
         return "none"
     n_numbers = sum(len(joint_parts(s)) for s, _ in pairs) * d_source * d_target
     return "full" if n_numbers <= FULL_NULL_NUMBERS else "sketch"
+
+
+def rows_of_block(
+    block_rows: int | Literal["auto"],
+    pairs: Sequence[HookPair],
+    token_hook: str | None,
+    d_source: int,
+    d_target: int,
+) -> int:
+    """Return the rows of a block: ``block_rows``, or as many as 4 GB of workspace hold.
+
+    They depend on the widths only and not on the machine, because they decide the shuffled pairs.
+    """
+    if block_rows != "auto":
+        return block_rows
+    all_pairs = with_token(pairs, token_hook)
+    width = d_target * len(hooks_of(all_pairs, TARGET))
+    width += d_source * sum(len(joint_parts(hook)) for hook in hooks_of(all_pairs, SOURCE))
+    rows = _MOST_ROWS
+    while rows > _FEWEST_ROWS and rows * width * _BYTES_PER_NUMBER > _BLOCK_BYTES:
+        rows //= 2
+    return rows
 
 
 def moment_bytes(
@@ -395,7 +424,14 @@ class HarvestPlan:
         for s, hooks in targets.items():
             width = self.source.d_model * len(joint_parts(s))
             widths[tuple(hooks)] = widths.get(tuple(hooks), 0) + width
-        return max(width * self.target.d_model * len(hooks) for hooks, width in widths.items())
+        columns = self.target.d_model
+        return max(
+            min(
+                width * columns * len(hooks),
+                max(LARGEST_PRODUCT, self.source.d_model * columns * len(hooks)),
+            )
+            for hooks, width in widths.items()
+        )
 
     def _stacked_widths(self, pairs: Sequence[HookPair]) -> tuple[int, int]:
         """Return the widths of all source and of all target hook points together."""
@@ -441,7 +477,7 @@ def plan_harvest(
         context_length=min(settings.context_length, source.context_length, target.context_length),
         n_tokens=settings.n_tokens,
         ranks=ranks,
-        block_rows=settings.block_rows,
+        block_rows=rows_of_block(settings.block_rows, pairs, EMBED, source.d_model, target.d_model),
         skip_first=settings.skip_first,
     )
     return (

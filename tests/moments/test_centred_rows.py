@@ -12,7 +12,7 @@ from torch import Tensor
 from lrt_lens.models import ModelPair
 from lrt_lens.moments import FIT_PARTS, TEST_PARTS, ActivationCache, CrossMoments, harvest
 from lrt_lens.moments import _harvesting as harvesting
-from lrt_lens.moments._centred_rows import CentredRows
+from lrt_lens.moments._centred_rows import CentredRows, cross_products
 from lrt_lens.stitching.solvers import Ridge
 
 N, D, K = 6000, 24, 16
@@ -281,3 +281,17 @@ def test_a_cache_names_the_row_and_its_block(
     expected = scatter_of(huge(x), y, np.isin(parts(), FIT_PARTS))
     found = moments.scatter(("source", "target"), FIT_PARTS)
     np.testing.assert_allclose(found.xx, expected["xx"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("largest", [1, 500, 10**6])
+def test_products_are_the_same_in_any_groups(largest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lrt_lens.moments._centred_rows.LARGEST_PRODUCT", largest)
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda d: torch.randn(50, d, generator=generator, dtype=torch.float64)  # noqa: E731
+    x = {"a": draw(7), "b": draw(5), "c": draw(3)}
+    y = {"p": draw(4), "q": draw(6)}
+    pairs = [("a", "p"), ("b", "p"), ("a", "q"), ("c", "q"), ("b", "q"), ("c", "p")]
+    found = dict(cross_products(pairs, x, y))
+    assert found.keys() == set(pairs)
+    for s, t in pairs:
+        torch.testing.assert_close(found[s, t], x[s].T @ y[t])

@@ -287,6 +287,17 @@ def test_a_survey_of_gemma_2b_to_9b_takes_gigabytes_and_a_plan_says_what_fits(
     assert answer(few, settings, 10**11, speed).startswith("exact moments of all 2 pairs: at least")
 
 
+def test_blocks_of_wide_pairs_have_fewer_rows(gemma: tuple[ModelShape, ModelShape]) -> None:
+    plan = plan_harvest(*gemma)
+    # 27 · 2304 + 42 · 3584 numbers a row, 16 bytes each: 1,024 rows are the most below 4 GB.
+    assert plan.block_rows == 1024
+    assert plan.workspace < 8e9
+    assert plan_harvest(*gemma, source_layers=[3], target_layers=[5]).block_rows == 4096
+    assert plan_harvest(*gemma, block_rows=2000).block_rows == 2000
+    with pytest.raises(ValueError, match="block_rows"):
+        plan_harvest(*gemma, block_rows=0)
+
+
 def test_time_of_a_survey_rises_with_tokens_columns_and_directions(
     gemma: tuple[ModelShape, ModelShape],
 ) -> None:
