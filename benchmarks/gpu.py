@@ -4,10 +4,11 @@
     python -m benchmarks.gpu --device cpu --quick             # tiny shapes: shows that it runs
 
 The models have random weights and real shapes: Pythia-70m → 160m and GPT-2 small → medium in
-float32, 1.3B → 7B in bfloat16. For each pair, the benchmark measures tokens per second of `harvest`
-(all proportional pairs, shuffled null) and of the two bare decoders on the same batches, and gives
-their ratio. It then measures the error of moments with float32 and float64 products on the device,
-relative to float64 on the CPU.
+float32, 1.3B → 7B in bfloat16. For each pair, the benchmark measures tokens per second of three
+calls and of the two bare decoders on the same batches, and gives their ratios: `harvest` of all
+proportional pairs with the shuffled null, `harvest` of one pair, and `survey` of all pairs on
+20,000 tokens, scores included. It then measures the error of moments with float32 and float64
+products on the device, relative to float64 on the CPU.
 """
 
 import json
@@ -33,8 +34,11 @@ from benchmarks.models import random_documents, write_tokenizer
 from lrt_lens.data import N_PARTS, BlockPlan, iterate_blocks
 from lrt_lens.models import HookedModel, ModelPair
 from lrt_lens.moments import CrossMoments, harvest
+from lrt_lens.stitching import survey
 
 _CONTEXT, _BATCH_TOKENS, _WARM_UP_TOKENS = 512, 16_384, 20_000
+_SURVEY_TOKENS = 20_000
+"""Tokens of a survey, the default."""
 
 
 @dataclass(frozen=True)
@@ -96,48 +100,89 @@ def cases(quick: bool) -> list[Case]:
     ]
 
 
+@dataclass(frozen=True)
+class Work:
+    """One call that is compared with the bare decoders on the same batches."""
+
+    name: str
+    n_tokens: int
+    run: Callable[[ModelPair, list[str], int | None], int]
+    """Function from (pair, documents, number of tokens) to the number of rows."""
+
+
+def works(case: Case) -> list[Work]:
+    """The calls that are measured for each pair of models."""
+    options: dict[str, Any] = {
+        "context_length": _CONTEXT,
+        "batch_tokens": _BATCH_TOKENS,
+        "progress": False,
+    }
+    middle = (case.source.num_hidden_layers // 2, case.target.num_hidden_layers // 2)
+    few = min(case.n_tokens, _SURVEY_TOKENS)
+    return [
+        Work(
+            "proportional",
+            case.n_tokens,
+            lambda pair, texts, n: (
+                harvest(pair, texts, target_layers="proportional", n_tokens=n, **options).n_tokens
+            ),
+        ),
+        Work(
+            "one_pair",
+            case.n_tokens,
+            lambda pair, texts, n: (
+                harvest(pair, texts, pairs=[middle], n_tokens=n, **options).n_tokens
+            ),
+        ),
+        Work(
+            "survey",
+            few,
+            lambda pair, texts, n: survey(pair, texts, n_tokens=n, **options).moments.n_tokens,
+        ),
+    ]
+
+
 def measure(case: Case, device: str, seed: int) -> dict[str, Any]:
-    """Tokens per second of the harvest and of the bare decoders, timed after a warm-up of both."""
+    """Tokens per second of each call and of the bare decoders, timed after a warm-up of both."""
     pair, folder = _pair(case, device, seed)
     lengths = (_CONTEXT, 2 * _CONTEXT) if case.n_tokens > _WARM_UP_TOKENS else (30, 60)
     documents = list(random_documents(folder, case.n_tokens + case.n_tokens // 4, lengths, seed))
     warm_up = list(
         random_documents(folder, min(_WARM_UP_TOKENS, case.n_tokens), (20, 60), seed + 1)
     )
-    plan = BlockPlan(context_length=_CONTEXT, n_tokens=case.n_tokens, max_document_tokens="auto")
-    batches = [
-        pair.source.pad([window.ids for window in batch])
-        for block in iterate_blocks(documents, pair.source, plan)
-        for batch in block.batches(_BATCH_TOKENS)
-    ]
     decoders = [model.bridge.original_model.base_model for model in (pair.source, pair.target)]
-    options: dict[str, Any] = {
-        "target_layers": "proportional",
-        "context_length": _CONTEXT,
-        "batch_tokens": _BATCH_TOKENS,
-        "progress": False,
-    }
-    harvest(pair, warm_up, n_tokens=None, **options)
-    _bare(decoders, batches[:2], device)
-    moments: list[CrossMoments] = []
-    ours = _seconds(
-        lambda: moments.append(harvest(pair, documents, n_tokens=case.n_tokens, **options)), device
-    )
-    bare = _seconds(lambda: _bare(decoders, batches, device), device)
-    result = {
-        "name": case.name,
-        "dtype": case.dtype,
-        "tokens": moments[0].n_tokens,
-        "pairs": len(moments[0].pairs),
-        "harvest_seconds": ours,
-        "bare_seconds": bare,
-        "tokens_per_second": moments[0].n_tokens / ours,
-        "bare_tokens_per_second": moments[0].n_tokens / bare,
-        "overhead": ours / bare,
-    }
-    if device.startswith("cuda"):
-        result["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
-    return result
+    results = {}
+    for work in works(case):
+        plan = BlockPlan(
+            context_length=_CONTEXT, n_tokens=work.n_tokens, max_document_tokens="auto"
+        )
+        batches = [
+            pair.source.pad([window.ids for window in batch])
+            for block in iterate_blocks(documents, pair.source, plan)
+            for batch in block.batches(_BATCH_TOKENS)
+        ]
+        work.run(pair, warm_up, None)
+        _bare(decoders, batches[:2], device)
+        if device.startswith("cuda"):
+            torch.cuda.reset_peak_memory_stats()
+        rows: list[int] = []
+        ours = _seconds(partial(_append, rows, work, pair, documents), device)
+        result: dict[str, Any] = {"tokens": rows[0], "seconds": ours}
+        if device.startswith("cuda"):
+            result["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        bare = _seconds(partial(_bare, decoders, batches, device), device)
+        results[work.name] = result | {
+            "bare_seconds": bare,
+            "tokens_per_second": rows[0] / ours,
+            "bare_tokens_per_second": rows[0] / bare,
+            "overhead": ours / bare,
+        }
+    return {"name": case.name, "dtype": case.dtype, "works": results}
+
+
+def _append(rows: list[int], work: Work, pair: ModelPair, documents: list[str]) -> None:
+    """Run a call and append its number of rows."""
+    rows.append(work.run(pair, documents, work.n_tokens))
 
 
 def accumulation_error(device: str, n_rows: int, seed: int) -> dict[str, float]:
