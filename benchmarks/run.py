@@ -7,7 +7,8 @@
     # tiny shapes, to see that they run; writes nothing without --out
     python -m benchmarks.run --quick
 
-Each benchmark is a function ``(Settings) -> Measurement`` with the name of its results.
+Each benchmark is a function ``(Settings) -> Measurement`` with the name of its results. A value is
+printed and written as soon as it is measured, so that an interrupted run keeps what it has.
 """
 
 import json
@@ -100,16 +101,32 @@ def main(
             f"note: the load average is {load}; another program is running, so ratios are rough",
             file=sys.stderr,
         )
-    records = [
-        _run(name, Settings(threads=threads, quick=quick), load)
-        for name in MODULES
-        if not only or name in only
-    ]
-    _show(records, quick)
     path = out or (None if quick else RESULTS)
-    if path is not None:
+    names = [name for name in MODULES if not only or name in only]
+    records: list[dict[str, Any]] = []
+    interrupted = False
+    try:
+        for name in names:
+            print(f"[{len(records) + 1}/{len(names)}] {name} …", file=sys.stderr, flush=True)
+            records.append(_run(name, Settings(threads=threads, quick=quick), load))
+            # Saved before it is printed: a value that was seen is in the file.
+            if path is not None:
+                write_results(path, records, machine, quick)
+            print(one_line(records[-1]), flush=True)
+    except KeyboardInterrupt:
+        interrupted = True
+        print(
+            f"interrupted: {len(records)} of {len(names)} benchmarks are measured; measure the "
+            f"others with --only {' '.join(names[len(records) :])}",
+            file=sys.stderr,
+        )
+    if path is not None and records:
+        # Once more, because Ctrl-C may have come between a measurement and its writing.
         write_results(path, records, machine, quick)
         print(f"written: {path}")
+    _show(records, quick)
+    if interrupted:
+        raise SystemExit(130)  # as a shell reports a program that Ctrl-C ended
     if any("error" in record for record in records):
         raise SystemExit(1)
 
@@ -136,12 +153,11 @@ def _run(name: Name, settings: "Settings", load: float) -> dict[str, Any]:
     """One entry of results.json; if the benchmark fails, the entry has its error."""
     from benchmarks.measuring import check_threads
 
-    print(f"{name} …", file=sys.stderr, flush=True)
-    benchmark: Callable[[Settings], Measurement] = getattr(
-        import_module(f"benchmarks.{MODULES[name]}"), name
-    )
     start = time.perf_counter()
     try:
+        benchmark: Callable[[Settings], Measurement] = getattr(
+            import_module(f"benchmarks.{MODULES[name]}"), name
+        )
         check_threads(settings.threads)
         measurement = benchmark(settings)
         check_threads(settings.threads)
@@ -188,6 +204,21 @@ def write_results(
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+def one_line(record: dict[str, Any]) -> str:
+    """Return one entry of results.json as a line of text: value, target, met, seconds."""
+    if "error" in record:
+        return f"{record['name']}: failed ({record['error']})"
+    return (
+        f"{record['name']}: {record['value']:.3g}, target {_target(record)}, "
+        f"{'met' if record['met'] else 'missed'}, {record['took_seconds']:.0f} s"
+    )
+
+
+def _target(record: dict[str, Any]) -> str:
+    """Return the target of an entry with its direction, such as ``≤ 1.1``."""
+    return f"{'≤' if record['direction'] == 'at most' else '≥'} {record['target']:,g}"
+
+
 def _show(records: Sequence[dict[str, Any]], quick: bool) -> None:
     """Print the results as a table."""
     from rich.console import Console
@@ -199,12 +230,11 @@ def _show(records: Sequence[dict[str, Any]], quick: bool) -> None:
         if "error" in record:
             table.add_row(record["name"], "–", "–", "[red]failed[/red]", "–")
             continue
-        sign = "≤" if record["direction"] == "at most" else "≥"
         met = "[green]yes[/green]" if record["met"] else "[red]no[/red]"
         table.add_row(
             record["name"],
             f"{record['value']:.3g}",
-            f"{sign} {record['target']:,g}",
+            _target(record),
             met,
             f"{record['took_seconds']:.0f} s",
         )

@@ -408,7 +408,7 @@ class CrossMoments:
             n=n,
             mean_x=x.shift + total_x / n,
             mean_y=y.shift + total_y / n,
-            xy=part_sum(self.cross[hook_pair], index) - torch.outer(total_x, total_y) / n,
+            xy=torch.addr(part_sum(self.cross[hook_pair], index), total_x, total_y, alpha=-1 / n),
             second_x=SecondMoment(x.second, total_x, n, index),
             second_y=SecondMoment(y.second, total_y, n, index),
         )

@@ -22,7 +22,7 @@ two, so it has an error of about 0.5 %.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -42,10 +42,13 @@ _BLOCK = 128
 
 def part_sum(stack: Tensor, parts: Sequence[int]) -> Tensor:
     """Return the sum of some slices of a stack [part, …]."""
-    # One slice at a time, because indexing with a list copies all slices first.
-    total = stack[parts[0]]
-    for part in parts[1:]:
-        total = total + stack[part]
+    # One slice at a time, because indexing with a list copies all slices first. The first two are
+    # added into a new tensor, so the stack does not change.
+    if len(parts) == 1:
+        return stack[parts[0]]
+    total = stack[parts[0]] + stack[parts[1]]
+    for part in parts[2:]:
+        total += stack[part]
     return total
 
 
@@ -330,11 +333,15 @@ def cka_of(xy: float, xx: float, yy: float) -> float:
     return xy / math.sqrt(xx * yy) if xx > 0 and yy > 0 else math.nan
 
 
-def between_folds(stack: Tensor) -> float:
-    """Return Σ_{j≠k}⟨Cʲ, Cᵏ⟩ of matrices stacked by fold [fold, …]."""
-    # Σ_{j≠k}⟨Cʲ, Cᵏ⟩ = ‖Σ_k Cᵏ‖² − Σ_k ‖Cᵏ‖²
+def between_folds(covariances: Iterable[Tensor]) -> float:
+    """Return Σ_{j≠k}⟨Cʲ, Cᵏ⟩ of one matrix per fold, or of a stack [fold, …]."""
+    # Σ_{j≠k}⟨Cʲ, Cᵏ⟩ = ‖Σ_k Cᵏ‖² − Σ_k ‖Cᵏ‖². One matrix at a time, so that they are never stacked.
     norm = torch.linalg.vector_norm
-    return float(norm(stack.sum(0)) ** 2 - norm(stack) ** 2)
+    total, own = None, 0.0
+    for covariance in covariances:
+        own += float(norm(covariance) ** 2)
+        total = covariance.clone() if total is None else total.add_(covariance)
+    return 0.0 if total is None else float(norm(total) ** 2) - own
 
 
 NORM_BINS = 2560

@@ -196,9 +196,9 @@ class GridCka:
         for hook, name in ((hook_pair[0], "xx"), (hook_pair[1], "yy")):
             if (name, hook) not in self._own:
                 self._own[name, hook] = between_folds(
-                    torch.stack([getattr(fold, name) / fold.n for fold in folds])
+                    getattr(fold, name) / fold.n for fold in folds
                 )
-        cross = between_folds(torch.stack([fold.xy / fold.n for fold in folds]))
+        cross = between_folds(fold.xy / fold.n for fold in folds)
         return cka_of(cross, self._own["xx", hook_pair[0]], self._own["yy", hook_pair[1]])
 
 

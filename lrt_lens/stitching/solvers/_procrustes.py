@@ -25,7 +25,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lrt_lens.moments._scatter import Scatter
+from lrt_lens.moments._scatter import Scatter, gram
 from lrt_lens.stitching.solvers._solver import ClosedForm, Setting
 
 _MAX_ITERATIONS = 25
@@ -39,7 +39,7 @@ _TOLERANCE = 1e-4
 _WELL_CONDITIONED = 1e-10
 """Least ratio λ_min/λ_max of a Gram matrix whose eigenvectors are accurate enough to use alone."""
 _NOT_SINGULAR = 1e-14
-"""Least ratio λ_min/λ_max of a Gram matrix if Newton steps correct the result afterwards."""
+"""Least ratio λ_min/λ_max of a Gram matrix if Newton–Schulz steps correct the result afterwards."""
 
 
 @dataclass(frozen=True)
@@ -61,15 +61,11 @@ class Procrustes(ClosedForm):
         self, fit: Scatter, settings: Sequence[Setting], start: Tensor | None = None
     ) -> Sequence[Tensor]:
         """Return ``sQ`` for every setting."""
-        # Q = UVᵀ of Sxy = UΣVᵀ
-        rotation = _polar(fit.xy)
-        if fit.xy.shape[0] > fit.xy.shape[1]:
-            begun = (
-                (rotation, _MAX_ITERATIONS)
-                if start is None
-                else (_polar(start), _MAX_REFIT_ITERATIONS)
-            )
-            rotation = self._narrowing(fit, *begun)
+        if fit.xy.shape[0] <= fit.xy.shape[1]:
+            # Q = UVᵀ of Sxy = UΣVᵀ
+            rotation = _polar(fit.xy)
+        else:
+            rotation = self._narrowing(fit, start)
         return [self._stretch(rotation, fit) * rotation] * len(settings)
 
     def _stretch(self, rotation: Tensor, fit: Scatter) -> Tensor:
@@ -79,58 +75,112 @@ class Procrustes(ClosedForm):
             return torch.ones_like(quadratic)
         return (rotation * fit.xy).sum() / quadratic.clamp_min(torch.finfo(quadratic.dtype).tiny)
 
-    def _narrowing(self, fit: Scatter, rotation: Tensor, iterations: int) -> Tensor:
-        """Return Q for a source wider than the target, by alternation from ``rotation``."""
+    def _narrowing(self, fit: Scatter, start: Tensor | None) -> Tensor:
+        """Return Q for a source wider than the target, by alternation from UVᵀ or from ``start``."""
         width = fit.xy.shape[1]
+        rotation = _polar(fit.xy if start is None else start)
         # [Q C], square: the complete QR decomposition of Q gives its orthogonal complement C.
-        whole = before = torch.cat(
-            [rotation, torch.linalg.qr(rotation, mode="complete").Q[:, width:]], 1
+        whole = torch.cat([rotation, torch.linalg.qr(rotation, mode="complete").Q[:, width:]], 1)
+        iterations = _MAX_ITERATIONS if start is None else _MAX_REFIT_ITERATIONS
+        whole = _Alternation(fit.xx, fit.xy, fit.variance.sum(), self.scale).run(whole, iterations)
+        return _orthogonal(whole[:, :width])
+
+
+@dataclass(frozen=True)
+class _Point:
+    """A square orthogonal matrix ``[Q C]`` and its product with Sxx, both [d_source, d_source]."""
+
+    whole: Tensor
+    product: Tensor
+
+    def beyond(self, before: "_Point") -> "_Point":
+        """Return the point a share of the last step further on; it is not orthogonal."""
+        # The product is linear in the point, so it needs no product of its own.
+        return _Point(
+            self.whole.lerp(before.whole, -_MOMENTUM), self.product.lerp(before.product, -_MOMENTUM)
         )
-        least = looked = self._error(rotation, fit)
+
+
+@dataclass(frozen=True)
+class _Alternation:
+    """The alternation for a source wider than the target, on the sums of one scatter."""
+
+    xx: Tensor
+    xy: Tensor
+    variance: Tensor
+    """tr Syy."""
+    scale: bool
+
+    def at(self, whole: Tensor) -> _Point:
+        """Return a point, from its matrix [d_source, d_source]."""
+        return _Point(whole, self.xx @ whole)
+
+    def run(self, whole: Tensor, iterations: int) -> Tensor:
+        """Return [Q C] after at most ``iterations`` steps from ``whole``."""
+        now = before = self.at(whole)
+        least = looked = self.error(now)
         for iteration in range(1, iterations + 1):
-            ahead = whole + _MOMENTUM * (whole - before)
-            scale = self._stretch(ahead[:, :width], fit)
-            # [Q C] ← polar([s·Sxy, s²·Sxx C])
-            after = _rotation(
-                torch.cat([scale * fit.xy, scale**2 * (fit.xx @ ahead[:, width:])], 1)
-            )
-            error = self._error(after[:, :width], fit)
+            after = self.at(self._step(now.beyond(before)))
+            error = self.error(after)
             if error > least:
                 # The step went too far: reject it and take the next one without momentum.
-                before = whole
+                before = now
                 continue
-            before, whole, least = whole, after, error
+            before, now, least = now, after, error
             if iteration % 5 == 0:
                 if looked - error < _TOLERANCE * error:
                     break
                 looked = error
-        return whole[:, :width]
+        return now.whole
 
-    def _error(self, rotation: Tensor, fit: Scatter) -> float:
+    def error(self, point: _Point) -> float:
         """Return Σ‖y − sxQ‖² over centred rows."""
-        scale = self._stretch(rotation, fit)
+        scale, linear, quadratic = self._scale(point)
         # tr Syy + s²·tr QᵀSxxQ − 2s·tr QᵀSxy
-        return float(
-            fit.variance.sum()
-            + scale**2 * (rotation * (fit.xx @ rotation)).sum()
-            - 2 * scale * (rotation * fit.xy).sum()
-        )
+        return float(self.variance + scale**2 * quadratic - 2 * scale * linear)
+
+    def _step(self, point: _Point) -> Tensor:
+        scale, _, _ = self._scale(point)
+        # [Q C] ← polar([s·Sxy, s²·Sxx C])
+        width = self.xy.shape[1]
+        return _rotation(torch.cat([scale * self.xy, scale**2 * point.product[:, width:]], 1))
+
+    def _scale(self, point: _Point) -> tuple[Tensor, Tensor, Tensor]:
+        """Return s, tr QᵀSxy and tr QᵀSxxQ."""
+        width = self.xy.shape[1]
+        rotation = point.whole[:, :width]
+        linear = (rotation * self.xy).sum()
+        quadratic = (rotation * point.product[:, :width]).sum()
+        if not self.scale:
+            return torch.ones_like(linear), linear, quadratic
+        return linear / quadratic.clamp_min(torch.finfo(quadratic.dtype).tiny), linear, quadratic
 
 
 def _rotation(matrix: Tensor) -> Tensor:
-    """Return the orthogonal matrix nearest to a square one, orthogonal to rounding."""
+    """Return the orthogonal matrix nearest to a square one, up to rounding errors of its spectrum.
+
+    `_orthogonal` removes what these leave; an iteration needs it only where they are large.
+    """
     # polar(M) = M (MᵀM)^-½ is faster than a singular value decomposition, but squares the
-    # condition number. Newton–Schulz steps R ← R(3I − RᵀR)/2 converge quadratically and remove
-    # the error: 1e-2 (at a ratio of 1e-14) → 1e-4 → 1e-8 → 1e-16.
-    values, vectors = torch.linalg.eigh(matrix.T @ matrix)
-    if values[0] <= _NOT_SINGULAR * values[-1]:
+    # condition number.
+    values, vectors = torch.linalg.eigh(gram(matrix))
+    ratio = float(values[0] / values[-1].clamp_min(torch.finfo(values.dtype).tiny))
+    if ratio <= _NOT_SINGULAR:
         return _polar(matrix)
-    rotation = matrix @ (vectors * values.rsqrt()) @ vectors.T
+    # (MᵀM)^-½ = (V e^-¼)(V e^-¼)ᵀ
+    rotation = matrix @ gram((vectors * values**-0.25).T)
+    return rotation if ratio > _WELL_CONDITIONED else _orthogonal(rotation)
+
+
+def _orthogonal(rotation: Tensor) -> Tensor:
+    """Return columns that are almost orthonormal made orthonormal to rounding."""
+    # Newton–Schulz steps R ← R(3I − RᵀR)/2 converge quadratically: an error of 1e-2 (at a ratio of
+    # 1e-14) → 1e-4 → 1e-8 → 1e-16.
     for _ in range(3):
-        gram = rotation.T @ rotation
-        if float((gram.diagonal() - 1).abs().max()) < 1e-13:
+        product = gram(rotation)
+        if float((product.diagonal() - 1).abs().max()) < 1e-13:
             break
-        rotation = 1.5 * rotation - 0.5 * (rotation @ gram)
+        rotation = 1.5 * rotation - 0.5 * (rotation @ product)
     return rotation
 
 

@@ -252,7 +252,7 @@ class ClosedFormFitter(MapFitter):
     def __init__(self, moments: CrossMoments, solver: ClosedForm, *, down: bool) -> None:
         super().__init__(moments, down=down)
         self.solver, self.separable = solver, solver.separable
-        self._starts: dict[HookPair, Tensor] = {}
+        self._starts: dict[HookPair, AffineMap] = {}
 
     def cross_validate(self, hook_pair: HookPair) -> FoldErrors:
         """Return held-out errors at the best setting; each is scored on every held-out fold."""
@@ -266,6 +266,9 @@ class ClosedFormFitter(MapFitter):
 
     def solve(self, hook_pair: HookPair, parts: Sequence[int], setting: Setting) -> AffineMap:
         """Return the map fitted on the rows of some parts."""
+        # The start of an iterative solver is its fit of all folds: it is that map already.
+        if self.solver.iterative and set(parts) == set(FIT_PARTS) and setting == Setting():
+            return self._whole(hook_pair)
         return self.solver.maps(
             self.scatter(hook_pair, parts),
             [setting],
@@ -281,15 +284,17 @@ class ClosedFormFitter(MapFitter):
         )[0]
 
     def _start(self, hook_pair: HookPair) -> Tensor | None:
-        if not self.solver.iterative:
-            return None
+        return self._whole(hook_pair).weight if self.solver.iterative else None
+
+    def _whole(self, hook_pair: HookPair) -> AffineMap:
+        """Return the map of all fitting folds at the default setting, from no start."""
         if hook_pair not in self._starts:
             # Only the latest hook pair is kept: pairs come one after the other, and each start is a
             # whole weight matrix. The default setting is enough for a start.
             self._starts = {
                 hook_pair: self.solver.maps(
                     self.scatter(hook_pair, FIT_PARTS), [Setting()], *self.names(hook_pair)
-                )[0].weight
+                )[0]
             }
         return self._starts[hook_pair]
 

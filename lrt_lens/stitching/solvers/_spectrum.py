@@ -10,6 +10,7 @@ Limits: one penalty for all dimensions; dimensions with penalties of their own a
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -35,9 +36,15 @@ class Spectrum:
     solver standardises, without any other scaling.
     """
 
+    @cached_property
+    def basis(self) -> Tensor:
+        """Eigenvectors in the original units of the source, ``diag(s)·V`` [d, d]."""
+        return einsum(self.scale, self.vectors, "d, d rank -> d rank")
+
     def rotate(self, rows: Tensor) -> Tensor:
         """``Vᵀ`` times scaled rows, [d, ...]."""
-        return self.vectors.T @ einsum(rows, self.scale, "d ..., d -> d ...")
+        # Vᵀ·(diag(s)·rows) = (diag(s)·V)ᵀ·rows: the scaling is paid once, not for every target.
+        return self.basis.T @ rows
 
     def shrink(self, alphas: Tensor) -> Tensor:
         """Return the diagonal of D for each penalty, as [alpha, d]."""
@@ -50,9 +57,7 @@ class Spectrum:
             torch.tensor([alpha], dtype=self.values.dtype, device=self.values.device)
         )[0]
         # W = diag(s)·V·diag(1/(e + λ̃))·Vᵀ·diag(s)·Sxy
-        scale_rows = "d, d d_target -> d d_target"
-        weight = self.vectors @ einsum(shrink, self.rotate(fit.xy), scale_rows)
-        weight = einsum(self.scale, weight, scale_rows)
+        weight = self.basis @ self.rotate(fit.xy).mul_(rearrange(shrink, "d -> d 1"))
         return AffineMap(weight, fit.mean_y - fit.mean_x @ weight, source_hook, target_hook)
 
 
@@ -72,15 +77,15 @@ class HeldOutFold:
         ``weights`` is [weighting, d_target].
         """
         # B and N of the module docstring, [d_source, d_target] each.
-        fitted, seen = self.spectrum.rotate(fit.xy), self.spectrum.rotate(held_out.xy)
+        fitted, product = self.spectrum.rotate(fit.xy), self.spectrum.rotate(held_out.xy)
         # x̄'W + b − ȳ' = (x̄' − x̄)W + ȳ − ȳ', as [alpha, d_target]
         offset = (shrink * self.moved_mean) @ fitted + (fit.mean_y - held_out.mean_y)
-        product = fitted * seen
+        product *= fitted
         columns = []
         for weight in weights:
-            # dᵀ(M ∘ G)d with G = (B√w)(B√w)ᵀ
+            # dᵀ(M ∘ G)d with G = B diag(w) Bᵀ
             quadratic = (
-                (shrink @ (self.rotated_xx * gram((fitted * weight.sqrt()).T))) * shrink
+                (shrink @ _weighted_gram(fitted, weight).mul_(self.rotated_xx)) * shrink
             ).sum(1)
             # dᵀh with h_i = Σ_k w_k B_ik N_ik
             linear = shrink @ (product @ weight)
@@ -91,6 +96,14 @@ class HeldOutFold:
                 + held_out.n * (offset**2 @ weight)
             )
         return torch.stack(columns, 1)
+
+
+def _weighted_gram(fitted: Tensor, weight: Tensor) -> Tensor:
+    """Return ``B diag(w) Bᵀ`` [d_source, d_source] of B [d_source, d_target]."""
+    if bool((weight == weight[0]).all()):
+        # Equal weights, those of R², need no scaled copy of B.
+        return gram(fitted.T).mul_(weight[0])
+    return gram((fitted * weight.sqrt()).T)
 
 
 @runtime_checkable
