@@ -148,6 +148,8 @@ class Fit:
 
     It writes moments-i-of-N.safetensors and stops; `lrt-lens merge` continues.
     """
+    file_shares: int | None = None
+    """Divide the files into so many shares: each process reads only its own, not all documents."""
     checkpoint_every: float = 120.0
     """Seconds between checkpoints, in the folder checkpoint/ below --out."""
     restart: bool = False
@@ -199,6 +201,7 @@ class Fit:
             max_document_tokens=self.max_document_tokens,
             context_length=self.context_length,
             seed=self.seed,
+            file_shares=self.file_shares,
         )
         checked_seconds(self.checkpoint_every)
         torch_dtype(self.dtype)
@@ -293,6 +296,7 @@ class Fit:
             null=self._null,
             moment_dtype=self.moment_dtype,
             shard=shard,
+            file_shares=self.file_shares,
         )
 
     def _plan(self, ranks: "Ranks") -> "HarvestPlan":
