@@ -18,6 +18,7 @@ import torch
 
 import lrt_lens as lrt
 from lrt_lens.cli import main
+from lrt_lens.data._file_shares import FileShares
 from lrt_lens.errors import FileFormatError, MismatchError, TooFewDocumentsError
 from lrt_lens.models import ModelPair
 from lrt_lens.moments import CrossMoments, harvest, merge_shards
@@ -196,9 +197,8 @@ def test_shares_that_are_done_are_not_read_again(
     )
     assert set(file.ended) == {0, 1, 2}
     cut: list[int] = []
-    shares = "lrt_lens.data._file_shares.FileShares.documents"
-    read = lrt.data._file_shares.FileShares.documents
-    monkeypatch.setattr(shares, lambda self, k: (cut.append(k), read(self, k))[1])
+    read = FileShares.documents
+    monkeypatch.setattr(FileShares, "documents", lambda self, k: (cut.append(k), read(self, k))[1])
     assert_same(harvest(pair, files, **options), whole)
     # The first block of share 0, and what was not done.
     assert cut == [0, 3, 4]
