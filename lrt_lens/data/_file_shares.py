@@ -21,6 +21,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -167,7 +168,7 @@ class _Files:
             )
         return cls(tuple(paths), tuple(sizes), _balanced(sizes, count))
 
-    @property
+    @cached_property
     def manifest(self) -> dict[str, str]:
         # Machines may see one folder under several paths: names count from where all files are.
         common = os.path.commonpath([path.absolute().parent for path in self.paths])
