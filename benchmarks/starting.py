@@ -1,4 +1,4 @@
-"""What sharing by files saves: the time to the first block, and the reading of all documents.
+"""Time to the first block, and time to read all documents, if shards share by files.
 
 The corpus has millions of short texts in 20 files. A process is the last of 8 shards. A: it shares
 by files (``file_shares=8``) and reads its own. B: it shares by blocks and reads the whole stream.

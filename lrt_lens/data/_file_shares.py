@@ -21,7 +21,6 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -58,6 +57,8 @@ class FileShares:
     count: int
     """Number of shares."""
     divided: _Divided
+    manifest: dict[str, str]
+    """JSON values that are equal for all processes that see the same documents."""
 
     @classmethod
     def of(cls, documents: Documents, count: int) -> "FileShares":
@@ -75,12 +76,8 @@ class FileShares:
                 f"group is a {type(group).__name__} with one value per document, and file_shares "
                 "divides the documents by files; give the name of a column, or a function of a row"
             )
-        return cls(source, count, _divided(source.documents, count))
-
-    @property
-    def manifest(self) -> dict[str, str]:
-        """JSON values that are equal for all processes that see the same documents."""
-        return self.divided.manifest
+        divided = _divided(source.documents, count)
+        return cls(source, count, divided, divided.manifest)
 
     @property
     def digest(self) -> str:
@@ -168,7 +165,7 @@ class _Files:
             )
         return cls(tuple(paths), tuple(sizes), _balanced(sizes, count))
 
-    @cached_property
+    @property
     def manifest(self) -> dict[str, str]:
         # Machines may see one folder under several paths: names count from where all files are.
         common = os.path.commonpath([path.absolute().parent for path in self.paths])
