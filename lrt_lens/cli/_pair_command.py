@@ -74,6 +74,8 @@ class PairCommand:
     """Begin each window with BOS; by default as the tokenizer does."""
     seed: int = 0
     """Seed of folds and shuffled pairs."""
+    file_shares: int | None = None
+    """Divide the files into so many shares: each process reads only its own, not all documents."""
     checkpoint_every: float = 120.0
     """Seconds between checkpoints, in the folder checkpoint/ below --out."""
     restart: bool = False
@@ -92,6 +94,7 @@ class PairCommand:
             max_document_tokens=self.max_document_tokens,
             context_length=self.context_length,
             seed=self.seed,
+            file_shares=self.file_shares,
         )
         checked_seconds(self.checkpoint_every)
         torch_dtype(self.dtype)
@@ -146,6 +149,7 @@ class PairCommand:
             # The Python functions take True for "full for small grids, else a sketch".
             "null": True if self.null == "auto" else self.null,
             "moment_dtype": self.moment_dtype,
+            "file_shares": self.file_shares,
         }
 
     @property

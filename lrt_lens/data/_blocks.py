@@ -10,8 +10,9 @@ block of about ``block_rows`` unmasked tokens. Parts are the five fitting folds 
 of the test fold: a document's hash decides its part, wherever it is in the stream. Each fold gives
 an equal share of ``n_tokens``, and long documents wait (`lrt_lens.data._spreading`). Blocks are
 numbered in the order in which they fill. Their contents depend only on the documents and the plan,
-so processes that share a harvest all read the same stream, and each takes some of its blocks.
-Products, shuffled pairs and rows paired with a ``lag`` are always of one block.
+so processes that share a stream all read it, and each takes some of its blocks; the documents of
+many files may be several streams (`lrt_lens.data._file_shares`). Products, shuffled pairs and rows
+paired with a ``lag`` are always of one block.
 
     plan = BlockPlan(context_length=256)
     for block in iterate_blocks(documents, model, plan): block.part, block.windows
@@ -228,24 +229,30 @@ def iterate_blocks(
     plan: BlockPlan,
     corpus: Corpus | None = None,
     target: TextReader | None = None,
+    *,
+    is_part: bool = False,
 ) -> Iterator[Block]:
     """Yield blocks of one part each, numbered in the order in which they fill.
 
     The blocks that are not full come at the end. With ``target``, windows are cut for both models;
-    at the same characters if their tokenizers differ. ``corpus`` receives the counts.
+    at the same characters if their tokenizers differ. ``corpus`` receives the counts. With
+    ``is_part`` these are not all documents of a harvest, so folds may stay empty.
 
     Raises:
         MismatchError: the tokenizers differ and no position is aligned.
         TooFewDocumentsError: a fold stays empty; the message names it.
     """
     cutter = WindowCutter(plan, model, target)
-    blocks = _fill_blocks(documents, cutter, Corpus() if corpus is None else corpus)
+    corpus = Corpus() if corpus is None else corpus
+    blocks = _fill_blocks(documents, cutter, corpus, is_part=is_part)
     for index, block in enumerate(blocks):
         block.index = index
         yield block
 
 
-def _fill_blocks(documents: Documents, cutter: WindowCutter, corpus: Corpus) -> Iterator[Block]:
+def _fill_blocks(
+    documents: Documents, cutter: WindowCutter, corpus: Corpus, *, is_part: bool
+) -> Iterator[Block]:
     open_blocks = {part: Block(part) for part in range(N_PARTS)}
     corpus.folds.has_groups = DocumentSource.of(documents).group is not None
     for document, window, begins in _taken_windows(documents, cutter, corpus):
@@ -259,7 +266,7 @@ def _fill_blocks(documents: Documents, cutter: WindowCutter, corpus: Corpus) -> 
         if block.n_rows >= cutter.plan.block_rows:
             open_blocks[part] = Block(part)
             yield block
-    _check_parts(corpus, cutter.plan)
+    _check_parts(corpus, cutter.plan, is_part=is_part)
     yield from (block for block in open_blocks.values() if block.windows)
 
 
@@ -308,7 +315,7 @@ def _chunk(reader: Iterator[Document]) -> list[Document]:
     return chunk
 
 
-def _check_parts(corpus: Corpus, plan: BlockPlan) -> None:
+def _check_parts(corpus: Corpus, plan: BlockPlan, *, is_part: bool) -> None:
     if corpus.n_skipped:
         logger.warning(
             "%d of %d documents were too short to have an unmasked token, or empty",
@@ -317,6 +324,8 @@ def _check_parts(corpus: Corpus, plan: BlockPlan) -> None:
         )
     if corpus.aligned is not None and corpus.aligned.n_pairs == 0:
         raise nothing_aligns(corpus.n_skipped, corpus.aligned.n_source, corpus.aligned.n_target)
+    if is_part:
+        return
     if corpus.n_documents == 0:
         raise _no_rows(corpus, plan)
     # Every fold needs documents; the test fold needs them in at least one of its groups.
@@ -327,6 +336,28 @@ def _check_parts(corpus: Corpus, plan: BlockPlan) -> None:
     if complaint := corpus.folds.complaint:
         stopped = f". {_stopped(corpus)}" if corpus.is_stopped else ""
         logger.warning("%s%s", complaint, stopped)
+
+
+def check_folds(documents: Sequence[int] | None, tokens: Sequence[int]) -> None:
+    """Refuse an empty fold in a harvest of several streams, and log a warning of uneven folds.
+
+    ``documents`` and ``tokens`` are counts per part; None if the documents are not known.
+
+    Raises:
+        TooFewDocumentsError: a fold has no document; the message names it.
+    """
+    if documents is None:
+        return
+    counts = FoldCounts(documents=list(documents), tokens=list(tokens))
+    n_documents = counts.table["documents"].to_dict()
+    empty = [str(name) for name, number in n_documents.items() if not number]
+    if empty:
+        raise TooFewDocumentsError(
+            f"fold(s) {', '.join(empty)} hold no document: {sum(documents)} document(s) of all "
+            f"files for {N_FOLDS} folds and a test fold; give at least 100 documents"
+        )
+    if complaint := counts.complaint:
+        logger.warning("%s", complaint)
 
 
 def _stopped(corpus: Corpus) -> str:

@@ -376,26 +376,70 @@ def _tuples(frame: Any) -> Iterator[tuple[Any, ...]]:
 
 def _of_string(documents: "str | os.PathLike[str]", columns: Columns) -> Iterator[Rows]:
     """Yield the rows of a file, a folder or a data set on the hub, or else the string as a text."""
+    files = named_files(documents)
+    if files is not None:
+        yield from (_of_file(path, columns) for path in files)
+    elif (data := named_data_set(documents)) is not None:
+        yield from _sources(data, columns)
+    else:
+        yield Rows([(0, os.fspath(documents))])
+
+
+def named_files(documents: "str | os.PathLike[str]") -> list[Path] | None:
+    """Return the files that a name stands for: one, those of a folder, or those of a pattern.
+
+    They are in the order in which they are read. None: a text, or the name of a data set.
+
+    Raises:
+        FileFormatError: it looks like a path, and there is no such file; a folder or a pattern
+            holds a file that would not be read; or a pattern matches nothing.
+    """
     name = os.fspath(documents)
-    is_short = len(name) < 4096 and "\n" not in name
-    path = Path(name).expanduser() if is_short and name.startswith("~") else Path(name)
+    path = _path_of(name)
     # os.path, unlike pathlib, answers False for a text that is longer than a path can be.
-    if is_short and name and os.path.isfile(path):
-        yield _of_file(path, columns)
-    elif is_short and name and os.path.isdir(path):
-        yield from _of_folder(path, columns)
-    elif is_short and any(sign in name for sign in "*?[") and kind_of(name):
-        yield from _of_pattern(str(path), columns)
-    elif isinstance(documents, os.PathLike) or (is_short and _looks_like_a_path(name)):
+    if path is not None and os.path.isfile(path):
+        return [path]
+    if path is not None and os.path.isdir(path):
+        return None if _is_saved_data_set(path) else _folder_files(path)
+    if path is not None and any(sign in name for sign in "*?[") and kind_of(name):
+        return _pattern_files(str(path))
+    if isinstance(documents, os.PathLike) or (_is_short(name) and _looks_like_a_path(name)):
         raise FileFormatError(
             f"no file at {name!r}; give a {' '.join(KINDS)} file that exists (each also with"
             f" {' or '.join(ARCHIVE_ENDINGS)}), or [text] for a text of your own"
         )
-    elif name and not any(map(str.isspace, name)):
-        # A word without white space is the name of a data set on the hub.
-        yield from _of_iterable(_hub_dataset(name), columns)
-    else:
-        yield Rows([(0, name)])
+    return None
+
+
+def named_data_set(documents: "str | os.PathLike[str]") -> Any:
+    """Return the data set that a name stands for, saved in a folder or on the hub; None if a text.
+
+    Raises:
+        ValueError: a word without white space is no name of a data set.
+    """
+    name = os.fspath(documents)
+    path = _path_of(name)
+    if path is not None and os.path.isdir(path):
+        import datasets
+
+        return datasets.load_from_disk(str(path))
+    # A word without white space is the name of a data set on the hub.
+    return _hub_dataset(name) if name and not any(map(str.isspace, name)) else None
+
+
+def _path_of(name: str) -> Path | None:
+    """Return the path that a string may be; None if it is too long, or a text of several lines."""
+    if not name or not _is_short(name):
+        return None
+    return Path(name).expanduser() if name.startswith("~") else Path(name)
+
+
+def _is_short(name: str) -> bool:
+    return len(name) < 4096 and "\n" not in name
+
+
+def _is_saved_data_set(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("dataset_info.json", "dataset_dict.json"))
 
 
 def _of_file(path: Path, columns: Columns) -> Rows:
@@ -425,26 +469,20 @@ def _names_a_file(text: str, *, is_first: bool) -> bool:
     return (bool(kind_of(text)) and is_alone) or os.path.isfile(text)
 
 
-def _of_pattern(pattern: str, columns: Columns) -> Iterator[Rows]:
-    """Yield the rows of the files that a pattern matches, sorted by name."""
+def _pattern_files(pattern: str) -> list[Path]:
+    """Return the files that a pattern matches, sorted by name."""
     matches = [
         path for path in sorted(glob.glob(pattern, recursive=True)) if not os.path.isdir(path)
     ]
     if not matches:
         raise FileFormatError(f"no file matches {pattern!r}; give a pattern of files that exist")
-    _refuse_files([Path(match) for match in matches], f"the pattern {pattern!r}")
-    yield from (
-        file_rows(Path(match), Wanted(columns.choose, columns.text_field)) for match in matches
-    )
+    files = [Path(match) for match in matches]
+    _refuse_files(files, f"the pattern {pattern!r}")
+    return files
 
 
-def _of_folder(folder: Path, columns: Columns) -> Iterator[Rows]:
-    """Yield the rows of all files of one kind in a folder, sorted by name."""
-    if (folder / "dataset_info.json").is_file() or (folder / "dataset_dict.json").is_file():
-        import datasets
-
-        yield from _sources(datasets.load_from_disk(str(folder)), columns)
-        return
+def _folder_files(folder: Path) -> list[Path]:
+    """Return all files of a folder, which must be of one kind, sorted by name."""
     # Hidden files are of the system (.DS_Store) or of an editor.
     files = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     kinds = sorted({str(kind_of(path)) for path in files if kind_of(path)})
@@ -455,7 +493,7 @@ def _of_folder(folder: Path, columns: Columns) -> Iterator[Rows]:
             f" {' '.join(KINDS)}: give a pattern such as {str(folder / '*.jsonl')!r}, or a file"
         )
     _refuse_files(files, f"the folder {str(folder)!r}")
-    yield from (_of_file(path, columns) for path in files)
+    return files
 
 
 def _refuse_files(files: list[Path], subject: str) -> None:

@@ -246,9 +246,17 @@ class Block:
             yield batch
 
 
+BLOCKS_PER_SHARE = 2**32
+"""Distance of the block numbers of two shares of the files: share s begins with s · 2³²."""
+
+
 @dataclass(frozen=True)
 class Share:
-    """Share of the blocks that one process takes: those of its rank, among those of its shard."""
+    """Share of the work that one process takes: that of its rank, among that of its shard.
+
+    The work is numbered: the blocks of one stream, or shares of the files, each with its own stream
+    (`lrt_lens.data._file_shares`).
+    """
 
     shard: tuple[int, int] = (0, 1)
     """Shard as (i, N), i from 0; shards are separate jobs, whose moments are merged from files."""
@@ -265,11 +273,11 @@ class Share:
                 )
 
     def in_shard(self, index: int) -> bool:
-        """Return whether a block belongs to this shard, at any rank."""
+        """Return whether a block, or a share of the files, belongs to this shard, at any rank."""
         return index % self.shard[1] == self.shard[0]
 
     def takes(self, index: int) -> bool:
-        """Return whether this process takes a block."""
+        """Return whether this process takes a block, or a share of the files."""
         # Block index = N · j + i is the j-th block of shard i; ranks take its blocks in turn.
         return self.in_shard(index) and index // self.shard[1] % self.rank[1] == self.rank[0]
 

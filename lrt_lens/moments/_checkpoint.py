@@ -31,9 +31,10 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import ChainMap
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -53,7 +54,7 @@ from lrt_lens._tensor_files import (
     refuse_values,
     write_tensors,
 )
-from lrt_lens.data._windows import Block, Share
+from lrt_lens.data._windows import BLOCKS_PER_SHARE, Block, Share
 from lrt_lens.errors import FileFormatError, MismatchError
 from lrt_lens.moments._accumulator import ORIGIN, Accumulator, add_stored, origin_of
 from lrt_lens.moments._interrupts import Interrupts
@@ -94,6 +95,13 @@ class RankFile:
     blocks: dict[int, int]
     """Fingerprint of each finished block, by its number."""
     provenance: Provenance
+    ended: dict[int, int] = field(default_factory=dict)
+    """Number of blocks of each share of the files that is read to its end, by its number."""
+
+    def holds(self, other: "RankFile") -> bool:
+        """Return whether all blocks and ends of shares in another file are in this one."""
+        pairs = ((other.blocks, self.blocks), (other.ended, self.ended))
+        return all(theirs.keys() <= ours.keys() for theirs, ours in pairs)
 
 
 class Checkpoint:
@@ -123,6 +131,8 @@ class Checkpoint:
         """Fingerprints of the blocks in the moments of this rank."""
         self.others: dict[int, int] = {}
         """Fingerprints of the blocks in files of other ranks."""
+        self.ended: dict[int, int] = {}
+        """Numbers of blocks of the shares of the files that are read to their ends."""
         self.is_torn = False
         """True if an error occurred while rows were added; such moments are not written."""
         self._taken_over: list[Path] = []
@@ -136,8 +146,7 @@ class Checkpoint:
         make_folder(self.folder)
         self._lock.acquire(self.n_ranks)
         self._interrupts.install()
-        # Remove temporary files of a process that was killed while it wrote; the lock of this rank
-        # is held, so no living process writes them.
+        # Temporary files of a process that was killed; this rank's lock is held, so none writes.
         for leftover in self.folder.glob(f".{self.path.name}.*"):
             leftover.unlink(missing_ok=True)
         self._due = time.monotonic() + self.every
@@ -170,6 +179,7 @@ class Checkpoint:
         ours = [file for file in files if file.rank % self.n_ranks == self.rank]
         for file in files:
             (self.own if file in ours else self.others).update(file.blocks)
+            self.ended |= file.ended
         if origin is not None:
             _start_from(moments, origin, device, self.folder)
         for file in ours:
@@ -257,6 +267,28 @@ class Checkpoint:
                 f"they are not the same; give the same documents, {_FOLDER_REMEDY}"
             )
 
+    def is_complete(self, share: int) -> bool:
+        """Return whether all blocks of a share of the files are in the moments of any rank."""
+        return share_is_complete(share, self.ended, ChainMap(self.own, self.others))
+
+    def end_share(self, share: int, n_blocks: int) -> None:
+        """Record that a share of the files is read to its end, with its number of blocks.
+
+        Raises:
+            MismatchError: an earlier run found other blocks in it.
+        """
+        first = share * BLOCKS_PER_SHARE
+        known = [index - first for index in ChainMap(self.own, self.others)]
+        before = max([k + 1 for k in known if 0 <= k < BLOCKS_PER_SHARE], default=0)
+        if before > n_blocks or self.ended.get(share, n_blocks) != n_blocks:
+            raise MismatchError(
+                f"{str(self.folder)!r} has {max(before, self.ended.get(share, 0))} block(s) of "
+                f"share {share} of the files, and its documents fill {n_blocks}: they are not the "
+                f"same; give the same documents, {_FOLDER_REMEDY}"
+            )
+        self.ended[share] = n_blocks
+        self._unwritten = True
+
     @contextmanager
     def adding(self, block: Block) -> Iterator[None]:
         """Record the block as finished at the end of this context; delay interrupts until then."""
@@ -297,7 +329,10 @@ class Checkpoint:
 
     def _write(self, moments: Accumulator) -> None:
         tensors = dict(moments.tensors())
-        for name, values in (("index", self.own.keys()), ("fingerprint", self.own.values())):
+        columns = {"index": self.own.keys(), "fingerprint": self.own.values()}
+        if self.ended:
+            columns |= {"ended_share": self.ended.keys(), "ended_blocks": self.ended.values()}
+        for name, values in columns.items():
             tensors[f"blocks/{name}"] = torch.tensor(list(values), dtype=torch.int64)
         metadata = moments.metadata() | {
             "schema_version": CHECKPOINT_SCHEMA,
@@ -307,6 +342,12 @@ class Checkpoint:
 
 
 # -------------------------------------------------------------------------------------------- files
+
+
+def share_is_complete(share: int, ended: Mapping[int, int], blocks: Container[int]) -> bool:
+    """Return whether a share of the files is read to its end and all of its blocks are there."""
+    first = share * BLOCKS_PER_SHARE
+    return share in ended and all(first + k in blocks for k in range(ended[share]))
 
 
 def rank_name(rank: int) -> str:
@@ -341,10 +382,10 @@ def read_rank_files(
             continue
         # A rank that took over a file and was killed before it removed it leaves a file whose
         # blocks are all in a larger one; it is skipped.
-        by_size = sorted(files, key=lambda file: (-len(file.blocks), file.rank))
+        by_size = sorted(files, key=lambda file: (-len(file.blocks), -len(file.ended), file.rank))
         current: list[RankFile] = []
         for file in by_size:
-            if not any(file.blocks.keys() <= larger.blocks.keys() for larger in current):
+            if not any(larger.holds(file) for larger in current):
                 current.append(file)
         _refuse_overlap(current)
         return sorted(current, key=lambda file: file.rank)
@@ -395,9 +436,11 @@ def refuse_other_run(metadata: dict[str, str], arguments: dict[str, Any], path: 
         if ours.get(name) != theirs.get(name)
     ]
     if differing:
+        is_files = any(one.startswith(("files.", "first_block ")) for one in differing)
+        same = "models and files" if is_files else "models"
         raise MismatchError(
             f"{str(path)!r} was begun with other arguments: {'; '.join(differing[:4])}; "
-            f"give the same arguments (every rank the same models), {_FOLDER_REMEDY}"
+            f"give the same arguments (every rank the same {same}), {_FOLDER_REMEDY}"
         )
 
 
@@ -430,12 +473,15 @@ def _read_rank_file(path: Path, arguments: dict[str, Any], verify: bool) -> Rank
         if verify:
             opened.verify()
         refuse_other_run(opened.metadata, arguments, path)
-        blocks = _read_blocks(opened)
+        blocks = _read_columns(opened, "index", "fingerprint")
+        ended = dict[int, int]()
+        if "blocks/ended_share" in opened.names:
+            ended = _read_columns(opened, "ended_share", "ended_blocks")
         provenance = _known_provenance(path, opened.metadata)
     number = _RANK_NAME.fullmatch(path.name)
     if number is None:
         raise damaged(path, "its name is not that of a rank's file")
-    return RankFile(path, int(number[1]), blocks, provenance)
+    return RankFile(path, int(number[1]), blocks, provenance, ended)
 
 
 @contextmanager
@@ -471,11 +517,11 @@ def _refuse_other_version(path: Path, schema: str | None) -> None:
         )
 
 
-def _read_blocks(opened: MappedTensors) -> dict[int, int]:
-    """Return the fingerprint of each finished block, by its number."""
+def _read_columns(opened: MappedTensors, *names: str) -> dict[int, int]:
+    """Return two columns of whole numbers as a dictionary, such as fingerprints by block number."""
     sizes: dict[str, int] = {}
     columns = []
-    for name in ("blocks/index", "blocks/fingerprint"):
+    for name in (f"blocks/{name}" for name in names):
         tensor = opened.tensor(name)
         refuse_other_shape(opened.path, name, tensor, "block", sizes)
         refuse_values(opened.path, name, tensor, is_integer=True)

@@ -27,6 +27,8 @@ LEAST_SOURCE_COLUMNS = 2 * (N_FOLDS + 1)
 """Fewest columns of a predicting stream: two per fold, and for the test fold."""
 NULL_COLUMNS = 32
 """Columns of the shuffled pairs of a survey, or all if there are fewer."""
+MOST_FILE_SHARES = 1_000_000
+"""Largest number of shares of the files."""
 Null = bool | Literal["full", "sketch", "none"]
 """Values of ``null=``; see `HarvestSettings`."""
 
@@ -88,7 +90,13 @@ class HarvestSettings(Settings):
     """Concatenate all source layers into one hook point, for `ManyToOne`."""
     shard: tuple[int, int] | None = None
     """Shard as (i, N), i from 0: harvest every Nth block only, beginning with block i;
-    `merge_shards` adds the moments of all N jobs.
+    `merge_shards` adds the moments of all N jobs. With ``file_shares`` it is every Nth share.
+    """
+    file_shares: int | None = None
+    """Shares into which the files of the documents, or the shards of a data set, are divided. Each
+    has its own blocks and an equal part of ``n_tokens``, and each rank or shard reads whole shares
+    only; give a multiple of the number of processes. The sums do not depend on that number. None:
+    all documents are one stream, which every process reads.
     """
 
     def __post_init__(self) -> None:
@@ -108,6 +116,11 @@ class HarvestSettings(Settings):
         object.__setattr__(self, "max_document_tokens", cap)
         if self.shard is not None:
             Share(shard=(checked_whole("shard[0]", self.shard[0], least=0), self.shard[1]))
+        if self.file_shares is not None:
+            most = self.n_tokens or MOST_FILE_SHARES
+            most = min(most, MOST_FILE_SHARES)
+            number = checked_whole("file_shares", self.file_shares, least=1, most=most)
+            object.__setattr__(self, "file_shares", number)
         if isinstance(self.null, str) and self.null not in ("full", "sketch", "none"):
             raise ValueError(
                 f"null is {self.null!r}; expected True, False, 'full', 'sketch' or 'none'"

@@ -14,7 +14,6 @@ Everything that decides the numbers, except the documents, is a `HarvestRun`: it
 a document is read, and compared with the checkpoint when a run resumes.
 """
 
-import hashlib
 import logging
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
@@ -31,8 +30,10 @@ from torch import Tensor
 from lrt_lens._numbers import checked_seconds
 from lrt_lens._progress import tqdm
 from lrt_lens._settings import resolve, takes
-from lrt_lens.data._blocks import iterate_blocks, running_ahead
+from lrt_lens.data._blocks import check_folds, iterate_blocks, running_ahead
 from lrt_lens.data._documents import Documents, DocumentSource
+from lrt_lens.data._file_shares import FileShares
+from lrt_lens.data._parts import N_PARTS
 from lrt_lens.data._windows import Block, BlockPlan, Share, Window, shuffled_rows
 from lrt_lens.errors import NonFiniteError
 from lrt_lens.models._far_norms import FarNorms
@@ -41,6 +42,13 @@ from lrt_lens.models._loading import torch_dtype
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.moments._accumulator import Accumulator
 from lrt_lens.moments._block_rows import block_order, block_rows, provenance_of, window_length
+from lrt_lens.moments._block_streams import (
+    BlockStream,
+    EndOfShare,
+    FileStreams,
+    SharedFiles,
+    WholeStream,
+)
 from lrt_lens.moments._checkpoint import Checkpoint
 from lrt_lens.moments._cross_moments import CrossMoments
 from lrt_lens.moments._harvest_settings import HarvestSettings, SurveySettings
@@ -209,6 +217,7 @@ def settle(
         text_field=settings.text_field,
         group=settings.group,
         sketch=settings.sketch if isinstance(settings, SurveySettings) else None,
+        file_shares=settings.file_shares,
     )
 
 
@@ -231,6 +240,10 @@ class HarvestRun:
     """Documents that share a fold, as in `HarvestSettings`."""
     sketch: Sketch | None = None
     """Random columns of a survey; None for exact moments."""
+    file_shares: int | None = None
+    """Number of shares of the files, as in `HarvestSettings`."""
+    files: SharedFiles | None = None
+    """The documents in these shares, from `with_files_of`."""
 
     @property
     def token_hook(self) -> str | None:
@@ -240,12 +253,13 @@ class HarvestRun:
     @property
     def provenance(self) -> Provenance:
         """Provenance of this run before any document is read."""
-        return provenance_of(
+        provenance = provenance_of(
             self.plan,
             {"source": self.models.source, "target": self.models.target},
             shard=self.shard,
             group=self.group,
         )
+        return replace(provenance, file_shares=self.file_shares)
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -262,7 +276,27 @@ class HarvestRun:
                 "block_rows": self.plan.block_rows,
             }
             | ({"sketch": asdict(self.sketch)} if self.sketch else {})
+            | (self.files.arguments if self.files else {})
         )
+
+    def with_files_of(self, documents: Documents) -> "HarvestRun":
+        """Return this run with the documents in shares, if it has ``file_shares``.
+
+        The first block of the first share is read.
+
+        Raises:
+            FileFormatError: there are fewer files than shares, or one of them is damaged.
+            TooFewDocumentsError: the first share has no row.
+            ValueError: the documents cannot be divided by files.
+        """
+        if self.file_shares is None or self.files is not None:
+            return self
+        shares = FileShares.of(self._source(documents), self.file_shares)
+        models = (self.models.source, self.models.target)
+        return replace(self, files=SharedFiles.of(shares, self.plan, *models))
+
+    def _source(self, documents: Documents) -> DocumentSource:
+        return DocumentSource.of(documents, self.text_field, self.group)
 
     def cache_manifest(self, dtype: str) -> Manifest:
         """Return the manifest of an empty activation cache of this harvest."""
@@ -315,14 +349,17 @@ class HarvestRun:
 
         ``options`` are keywords of `harvest`.
         """
-        share = Share(shard=self.shard or (0, 1))
+        run, share = self.with_files_of(documents), Share(shard=self.shard or (0, 1))
         folder = (
             nullcontext()
             if checkpoint is None
-            else Checkpoint(Path(checkpoint), self.arguments, share, every=checkpoint_every)
+            else Checkpoint(Path(checkpoint), run.arguments, share, every=checkpoint_every)
         )
         with folder as opened:
-            return self.harvest(documents, share, checkpoint=opened, **options)[0]
+            moments = run.harvest(documents, share, checkpoint=opened, **options)[0]
+        if run.shard is None:
+            check_whole(moments)
+        return moments
 
     def harvest(
         self,
@@ -334,8 +371,16 @@ class HarvestRun:
         cache: CacheWriter | None = None,
         progress: bool = True,
     ) -> tuple[Any, int]:
-        """Return (moments of the blocks of ``share``, number of blocks in the whole stream)."""
-        source = DocumentSource.of(documents, self.text_field, self.group)
+        """Return (moments of the work of ``share``, number of its units of all processes).
+
+        Units are the blocks of the whole stream, or the shares of the files.
+
+        Raises:
+            ValueError: there are fewer shares of the files than processes.
+        """
+        source = self._source(documents)
+        # A cache resumes from its own position, so that it needs finished shares again.
+        streams = self._streams(source, share, None if cache is not None else checkpoint)
         moments, feed = self.begin(), _Feed(self, on_block, cache)
         if source.group is not None:
             moments.provenance = replace(
@@ -343,39 +388,66 @@ class HarvestRun:
             )
         if checkpoint is not None:
             checkpoint.resume(moments, self.models.source.device)
-        # Hash of the fingerprints of all blocks of the stream, in their order.
-        stream, n_blocks = hashlib.blake2b(digest_size=8), 0
         bar = tqdm(
-            total=self.plan.n_tokens,
+            total=streams.n_tokens,
             desc="harvest",
             unit="tok",
             unit_scale=True,
             disable=not progress,
             leave=False,
         )
-        blocks = running_ahead(
-            iterate_blocks(source, self.models.source, self.plan, target=self.models.target)
-        )
+        blocks = running_ahead(streams.read())
         # `_saved` is the innermost context: an interrupt writes the checkpoint first, and then ends
         # the thread that reads documents.
         with bar, blocks as arriving, _saved(checkpoint, moments):
             for block in arriving:
-                stream.update(block.fingerprint.to_bytes(8, "big"))
-                n_blocks += 1
-                feed.take(moments, block, share, checkpoint)
-                # The bar counts blocks of other ranks too: all ranks walk through the same stream.
-                bar.update(min(block.n_rows, bar.total - bar.n) if bar.total else block.n_rows)
+                if isinstance(block, EndOfShare):
+                    if checkpoint is not None:
+                        checkpoint.end_share(block.share, block.n_blocks)
+                    continue
+                is_ours = streams.takes(block)
+                feed.take(moments, block, checkpoint, is_ours=is_ours)
+                # The bar counts blocks of other ranks too if all walk through the same stream.
+                if is_ours or self.file_shares is None:
+                    bar.update(min(block.n_rows, bar.total - bar.n) if bar.total else block.n_rows)
             if checkpoint is not None:
-                checkpoint.refuse_shorter_stream(n_blocks)
+                if self.file_shares is None:
+                    checkpoint.refuse_shorter_stream(streams.n_units)
                 checkpoint.write(moments)
         for sentence in feed.far.warnings():
             logger.warning("%s", sentence)
         moments.warn_of_heavy_rows()
-        # All shards hash the whole stream: `merge_shards` compares it, so that shards of other
-        # documents are refused.
+        # `merge_shards` compares it, so that shards of other documents are refused.
         if self.shard is not None:
-            moments.provenance = replace(moments.provenance, stream=stream.hexdigest())
-        return moments, n_blocks
+            moments.provenance = replace(moments.provenance, stream=streams.digest)
+        return moments, streams.n_units
+
+    def _streams(
+        self, source: DocumentSource, share: Share, checkpoint: Checkpoint | None
+    ) -> BlockStream:
+        """Return the blocks that a process reads for its share of the work."""
+        files = self.with_files_of(source).files
+        if files is not None and checkpoint is not None:
+            return FileStreams(files, share, checkpoint.is_complete)
+        if files is not None:
+            return FileStreams(files, share)
+        blocks = iterate_blocks(source, self.models.source, self.plan, target=self.models.target)
+        return WholeStream(blocks, self.plan.n_tokens, share)
+
+
+def check_whole(moments: Accumulator) -> None:
+    """Refuse an empty fold in moments of all shares of the files; warn of uneven folds.
+
+    Moments of one stream were checked while it was read.
+
+    Raises:
+        TooFewDocumentsError: a fold has no document; the message names it.
+    """
+    if moments.provenance.file_shares is not None:
+        tokens = [int(number) for number in moments.n.tolist()]
+        # Those of a survey have one test part.
+        tokens += [0] * (N_PARTS - len(tokens))
+        check_folds(moments.provenance.part_documents, tokens)
 
 
 @dataclass(frozen=True)
@@ -389,14 +461,14 @@ class _Feed:
     """Numbers of states far out of the stream, in the blocks of this run."""
 
     def take(
-        self, moments: Accumulator, block: Block, share: Share, checkpoint: Checkpoint | None
+        self, moments: Accumulator, block: Block, checkpoint: Checkpoint | None, *, is_ours: bool
     ) -> None:
-        """Add a block to moments and cache, if it is in ``share`` and they do not hold it yet."""
-        is_wanted = not (checkpoint and checkpoint.has(block)) and share.takes(block.index)
+        """Add a block of this process to moments and cache, if they do not hold it yet."""
+        is_wanted = not (checkpoint and checkpoint.has(block)) and is_ours
         # Moments and cache resume independently, each from its own position.
         is_uncached = (
             self.cache is not None
-            and share.takes(block.index)
+            and is_ours
             and not self.cache.has(block.index, block.fingerprint)
         )
         # The first block is always read: its mean is the shift of every share.

@@ -60,10 +60,13 @@ class Provenance:
     n_tokens: int | None = None
     """Unmasked tokens after which no further document was read; None if all were read."""
     shard: tuple[int, int] | None = None
-    """Shard as (i, N): every Nth block, beginning with block i; None for all blocks."""
+    """Shard as (i, N): every Nth block, or every Nth of ``file_shares``, beginning with number i;
+    None for all.
+    """
     stream: str = ""
     """Hash of all blocks in their order, other shards included: equal for all shards of one run.
-    Empty unless this is a shard.
+    With ``file_shares`` it is a hash of the files' names and sizes and of the first block. Empty
+    unless this is a shard.
     """
     lag: int = 0
     """Rows by which the target was read later than the source; above 0 for a control only."""
@@ -87,6 +90,8 @@ class Provenance:
     """Squared distance from the centre of its block, and name, of the longest row by hook point
     (``"source HOOK"``, ``"target HOOK"``); only rows that are many times as long as the median.
     """
+    file_shares: int | None = None
+    """Number of shares of the files, each with its own blocks; None if all documents were one."""
 
     def documents_of(self, parts: Sequence[int]) -> list[int] | None:
         """Return the number of documents of each of these parts; None if it is not known."""

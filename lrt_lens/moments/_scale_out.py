@@ -1,10 +1,11 @@
 """One harvest in many processes: ranks of one job, or shards in separate jobs.
 
 Problem: one process takes too long for billions of tokens. Mechanism: every process walks through
-the same stream of blocks and harvests some of them. Ranks do not communicate: each writes its
-checkpoints into a folder that all of them see, and rank 0 adds the files when every block is in one
-of them. There is no collective operation that could wait for ever; the lock of a rank shows whether
-it is alive.
+the same stream of blocks and harvests some of them; or, with ``file_shares``, it reads only its own
+files, whose blocks are streams of their own (`lrt_lens.moments._block_streams`). Ranks do not
+communicate: each writes its checkpoints into a folder that all of them see, and rank 0 adds the
+files when every block is in one of them. There is no collective operation that could wait for ever;
+the lock of a rank shows whether it is alive.
 
     ranks = Ranks.of_environment()                  # set by torchrun
     moments = harvest_in_ranks(settle(pair), documents, folder, ranks=ranks)   # None but on rank 0
@@ -14,11 +15,12 @@ Shards need no common folder; each writes its own file, and the files are added 
     harvest(pair, documents, shard=(3, 8)).save("moments-3-of-8.safetensors")
     moments = merge_shards(paths)
 
-Limits: every process reads and tokenizes all documents.
+Limits: without ``file_shares``, every process reads and tokenizes all documents.
 """
 
 import os
 import time
+from collections import ChainMap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,9 +31,16 @@ from lrt_lens.data._documents import Documents
 from lrt_lens.data._windows import Share
 from lrt_lens.errors import FileFormatError, MismatchError
 from lrt_lens.moments._accumulator import add_stored
-from lrt_lens.moments._checkpoint import Checkpoint, RankFile, RunIsOver, add_file, read_rank_files
+from lrt_lens.moments._checkpoint import (
+    Checkpoint,
+    RankFile,
+    RunIsOver,
+    add_file,
+    read_rank_files,
+    share_is_complete,
+)
 from lrt_lens.moments._cross_moments import CrossMoments
-from lrt_lens.moments._harvesting import HarvestRun
+from lrt_lens.moments._harvesting import HarvestRun, check_whole
 from lrt_lens.moments._layout import read_moment_metadata, read_provenance
 from lrt_lens.moments._provenance import Provenance
 from lrt_lens.moments._rank_lock import is_locked, lock_entry
@@ -48,8 +57,10 @@ _SAME_RUN = (
     "fold_rule",
     "source_dtype",
     "target_dtype",
+    "file_shares",
     "stream",
 )
+_OTHER_FILES = "not the same files (names, sizes or the first texts)"
 # Metadata of the moments in which all shards of a run agree; `_SAME_RUN`: fields of the provenance.
 _SAME_MOMENTS = ("pairs", "token_hook", "moment_dtype", "null")
 
@@ -123,8 +134,11 @@ def harvest_in_ranks(
 
     Raises:
         ChildProcessError: on rank 0: another rank ended before its blocks were done.
+        MismatchError: this rank sees other files than the ranks before it, or than the run that it
+            resumes.
         TimeoutError: on rank 0: no new block appeared for ``patience`` seconds.
     """
+    run = run.with_files_of(documents)
     share = Share(shard=run.shard or (0, 1), rank=(ranks.rank, ranks.count))
 
     def is_over() -> bool:
@@ -139,10 +153,10 @@ def harvest_in_ranks(
         with Checkpoint(
             folder, run.arguments, share, every=checkpoint_every, **whose
         ) as checkpoint:
-            moments, n_blocks = run.harvest(documents, share, checkpoint=checkpoint, **options)
+            moments, n_units = run.harvest(documents, share, checkpoint=checkpoint, **options)
             if ranks.rank:
                 return None
-            files = _Others(folder, run, share, ranks, patience, entries).wait(n_blocks)
+            files = _Others(folder, run, share, ranks, patience, entries).wait(n_units)
     except RunIsOver:
         return None
     moments.provenance = replace(moments.provenance, launch=ranks.launch)
@@ -150,6 +164,8 @@ def harvest_in_ranks(
     for file in files:
         if file.path != checkpoint.path:
             add_file(moments, file)
+    if run.shard is None:
+        check_whole(moments)
     return moments
 
 
@@ -191,12 +207,12 @@ class _Others:
     entries: dict[int, str]
     """Entry of each lock when this process began."""
 
-    def wait(self, n_blocks: int) -> list[RankFile]:
-        """Return the files of all ranks when every block is in one of them."""
-        wanted = {index for index in range(n_blocks) if self.share.in_shard(index)}
+    def wait(self, n_units: int) -> list[RankFile]:
+        """Return the files of all ranks when every block, or share of the files, is in them."""
+        wanted = {unit for unit in range(n_units) if self.share.in_shard(unit)}
         others = range(1, self.ranks.count)
         seen_alive: set[int] = set()
-        n_missing, deadline = len(wanted) + 1, 0.0
+        n_done, deadline = -1, 0.0
         while True:
             # The locks before the files: a rank whose lock is free now has written all its files.
             alive = {rank for rank in others if is_locked(self._lock(rank))}
@@ -211,29 +227,38 @@ class _Others:
                     return files
             self._refuse_the_dead(missing, seen_alive - alive)
             # The deadline starts again with each new block, so a slow run is not ended.
-            if len(missing) < n_missing:
-                n_missing, deadline = len(missing), time.monotonic() + self.patience
+            n_now = sum(len(file.blocks) for file in files)
+            if n_now > n_done:
+                n_done, deadline = n_now, time.monotonic() + self.patience
             if time.monotonic() > deadline:
                 raise TimeoutError(
-                    f"{len(missing)} of {len(wanted)} blocks are in no checkpoint in "
+                    f"{len(missing)} of {len(wanted)} {self._units} are in no checkpoint in "
                     f"{str(self.folder)!r}, and nothing new came for {self.patience:.0f} s: "
                     f"see whether all {self.ranks.count} ranks run and see this folder, "
                     "then start all ranks again with the same arguments: the harvest resumes"
                 )
             time.sleep(_LOOK_SECONDS)
 
+    @property
+    def _units(self) -> str:
+        return "blocks" if self.run.files is None else "shares of the files"
+
     def _missing(self, wanted: set[int], files: list[RankFile]) -> set[int]:
-        return wanted.difference(*(file.blocks.keys() for file in files))
+        blocks = ChainMap(*(file.blocks for file in files))
+        if self.run.files is None:
+            return wanted - blocks.keys()
+        ended = ChainMap(*(file.ended for file in files))
+        return {share for share in wanted if not share_is_complete(share, ended, blocks)}
 
     def _refuse_the_dead(self, missing: set[int], ended: set[int]) -> None:
         for rank in sorted(ended):
             theirs = Share(self.share.shard, (rank, self.ranks.count))
-            n_left = sum(theirs.takes(index) for index in missing)
+            n_left = sum(theirs.takes(unit) for unit in missing)
             if n_left:
                 raise ChildProcessError(
-                    f"rank {rank} of {self.ranks.count} ended with {n_left} of its blocks undone; "
-                    f"all others are in {str(self.folder)!r}: start the harvest again with the "
-                    "same arguments, on any number of ranks, and it resumes"
+                    f"rank {rank} of {self.ranks.count} ended with {n_left} of its {self._units} "
+                    f"undone; all others are in {str(self.folder)!r}: start the harvest again with "
+                    "the same arguments, on any number of ranks, and it resumes"
                 )
 
     def _lock(self, rank: int) -> Path:
@@ -274,6 +299,7 @@ def merge_shards(paths: Sequence[str | Path]) -> CrossMoments:
 
     Raises:
         MismatchError: a shard is of another run, is there twice, or is missing.
+        TooFewDocumentsError: the shards read their own files, and a fold has no document in any.
         ValueError: there is no file.
     """
     if not paths:
@@ -291,6 +317,7 @@ def merge_shards(paths: Sequence[str | Path]) -> CrossMoments:
             merged = merged.merge(CrossMoments.load(path))
     # The whole is not a shard any more, also if N = 1.
     merged.provenance = replace(merged.provenance, shard=None, stream="")
+    check_whole(merged)
     return merged
 
 
@@ -322,6 +349,7 @@ class _MomentShard:
             mine, theirs = getattr(self.provenance, role), getattr(other.provenance, role)
             if mine is not None and theirs is not None:
                 mine.refuse_other(theirs, f"the {role} model of {str(other.path)!r}")
+        by_block = self.provenance.file_shares is None
         for name in (*_SAME_RUN, *_SAME_MOMENTS):
             mine, theirs = (
                 (file.metadata if name in _SAME_MOMENTS else vars(file.provenance)).get(name)
@@ -329,7 +357,7 @@ class _MomentShard:
             )
             if mine != theirs:
                 how = (
-                    "not the same documents in the same order"
+                    ("not the same documents in the same order" if by_block else _OTHER_FILES)
                     if name == "stream"
                     else f"{str(mine)[:80]!r} and {str(theirs)[:80]!r}"
                 )

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
-import torch
 
 from lrt_lens._progress import tqdm
 from lrt_lens.errors import HookPointError

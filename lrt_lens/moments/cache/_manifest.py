@@ -41,6 +41,7 @@ _SAME_RUN = (
     "max_document_tokens",
     "fold_rule",
     "shard",
+    "file_shares",
 )
 _SAME_CACHE = ("dtype", "pairs", "token_hook", "block_rows", "has_tokens")
 ROLES = ("source", "target")
