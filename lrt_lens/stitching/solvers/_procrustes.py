@@ -76,7 +76,7 @@ class Procrustes(ClosedForm):
         return (rotation * fit.xy).sum() / quadratic.clamp_min(torch.finfo(quadratic.dtype).tiny)
 
     def _narrowing(self, fit: Scatter, start: Tensor | None) -> Tensor:
-        """Return Q for a source wider than the target, by alternation from UVᵀ or from ``start``."""
+        """Return Q for a source wider than the target, by alternation from UVᵀ or ``start``."""
         width = fit.xy.shape[1]
         rotation = _polar(fit.xy if start is None else start)
         # [Q C], square: the complete QR decomposition of Q gives its orthogonal complement C.
