@@ -89,6 +89,16 @@ def end(processes: list[Any]) -> list[int]:
     return [process.exitcode for process in processes]
 
 
+def wait_for_checkpoint(folder: Path, name: str, began: float) -> None:
+    """Wait until a rank has written a file after ``began``, or 60 seconds."""
+    while time.time() < began + 60:
+        paths = folder.glob(f"{name}.safetensors")
+        if any(path.stat().st_mtime > began for path in paths if path.exists()):
+            return
+        time.sleep(0.01)
+    pytest.fail(f"no file {name} was written")
+
+
 def double(model: Any) -> Any:
     model.engine.model.double()
     return model
@@ -160,13 +170,14 @@ def test_kill_ranks_and_go_on_with_another_number(
 ) -> None:
     rng = random.Random(2)
     for count in (3, 2, 1):
-        processes = [fork(tmp_path, rank, count, pause=0.02) for rank in range(count)]
-        time.sleep(rng.uniform(0.2, 0.4))
+        began = time.time()
+        processes = [fork(tmp_path, rank, count, pause=0.2) for rank in range(count)]
+        wait_for_checkpoint(tmp_path / "checkpoint", "rank*", began)
+        time.sleep(rng.uniform(0.0, 0.3))
         for process in processes:
             os.kill(process.pid, signal.SIGKILL)
         end(processes)
     assert not (tmp_path / "moments.safetensors").exists(), "the harvest must not have been over"
-    assert any((tmp_path / "checkpoint").glob("rank*.safetensors")), "nothing to go on with"
     assert end([fork(tmp_path, rank, 2) for rank in range(2)]) == [0, 0]
     assert_same(CrossMoments.load(tmp_path / "moments.safetensors"), whole)
 
@@ -174,8 +185,12 @@ def test_kill_ranks_and_go_on_with_another_number(
 def test_a_rank_that_dies_is_named_with_its_shares(
     fork: Callable[..., Any], tmp_path: Path
 ) -> None:
-    ranks = [fork(tmp_path, 0, 2), fork(tmp_path, 1, 2, pause=0.3)]
-    time.sleep(0.8)
+    began = time.time()
+    ranks = [fork(tmp_path, 0, 2)]
+    # Without a name of the launch, rank 0 tells its ranks from earlier ones by when they began.
+    wait_for_checkpoint(tmp_path / "checkpoint", "rank0", began)
+    ranks.append(fork(tmp_path, 1, 2, pause=0.5))
+    wait_for_checkpoint(tmp_path / "checkpoint", "rank1", began)
     os.kill(ranks[1].pid, signal.SIGKILL)
     assert end(ranks) == [1, -signal.SIGKILL]
     error = (tmp_path / "error0.txt").read_text()
