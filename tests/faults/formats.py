@@ -163,7 +163,7 @@ def cache(folder: Path) -> Stored:
 def checkpoint(folder: Path) -> Stored:
     made = moments()
     with Checkpoint(folder, ARGUMENTS, Share(), every=1e9) as opened:
-        opened.share_shift(made)
+        opened.share_origin(made)
         opened.own = {0: 11, 1: 12}
         opened._unwritten = True
         opened.write(made)
