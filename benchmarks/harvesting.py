@@ -34,7 +34,7 @@ class Selection:
     target_layers: tuple[int, ...]
     null: bool | Literal["full", "sketch", "none"]
     is_survey: bool = False
-    """Whether all hook pairs are surveyed, scores included, instead of harvested."""
+    """True to survey all hook pairs, scores included, instead of harvesting them."""
 
     @property
     def depths(self) -> tuple[int, int]:
