@@ -313,6 +313,13 @@ def test_pairs_that_do_not_fit_a_quarter_of_the_memory_are_surveyed_first(
     assert all(row["exact"] for row in json.loads((never / "results.json").read_text())["grid"])
 
 
+def test_a_fit_needs_no_plan(fit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A model that transformers cannot build from its config has no plan, and can be fitted.
+    plan = "lrt_lens.moments._plan.ModelShape.of_pretrained"
+    monkeypatch.setattr(plan, lambda *_: pytest.fail("a plan was made"))
+    assert (fit() / "results.json").exists()
+
+
 def test_a_survey_of_ranks_or_shards_says_how_to_choose_pairs_for_them(
     fit: Any, capsys: Any
 ) -> None:

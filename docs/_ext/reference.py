@@ -44,11 +44,23 @@ def directive(name: str) -> list[str]:
     value = getattr(lrt_lens, name)
     if inspect.isclass(value):
         is_error = issubclass(value, BaseException)
-        return [f".. auto{'exception' if is_error else 'class'}:: {name}", "   :members:"]
+        head = [f".. auto{'exception' if is_error else 'class'}:: {name}", "   :members:"]
+        # Members of a private base are on no page of their own.
+        return [*head, "   :inherited-members:"] if has_private_base(value) else head
     return [
         f".. auto{'function' if callable(value) and hasattr(value, '__name__') else 'data'}:: "
         f"{name}"
     ]
+
+
+def has_private_base(kind: type) -> bool:
+    """Return whether a class has a base of this package with members that is not public."""
+    return any(
+        base.__module__.startswith("lrt_lens.")
+        and getattr(lrt_lens, base.__name__, None) is not base
+        and any(not name.startswith("_") for name in vars(base))
+        for base in kind.__bases__
+    )
 
 
 def page(package: str, names: list[str]) -> str:

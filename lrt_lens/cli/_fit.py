@@ -70,21 +70,23 @@ class Fit(PairCommand):
         ranks, shard = Ranks.of_environment(), parse_shard(self.shard) if self.shard else None
         wanted = parse_bytes(self.memory_budget) if self.memory_budget else None
         alone = ranks.count == 1 and shard is None
-        surveys = self._surveys(wanted, alone)
-        plan = self._plan(ranks, None if surveys else wanted)
-        if ranks.rank == 0 and (self.dry_run or wanted is not None):
+        may_survey = self._may_survey(wanted, alone)
+        plan = None
+        if self.dry_run or wanted is not None:
+            plan = self._plan(ranks, None if may_survey else wanted)
+        if plan is not None and ranks.rank == 0:
             self._show_plan(plan, self._budget(wanted) if alone else None)
         if self.dry_run:
             return
         # A plan with a single pass needs no pass of its own.
-        passes = plan.passes if len(plan.passes) > 1 else ()
+        passes = plan.passes if plan is not None and len(plan.passes) > 1 else ()
         if shard is not None and passes:
             raise ValueError(
                 f"the memory budget needs {len(passes)} passes, and --shard takes one: "
                 "raise --memory-budget, or give some --target-layers to each run"
             )
         self._prepare_folder(ranks, max(1, len(passes)))
-        grids = self._harvest(ranks, shard, passes, self._budget(wanted) if surveys else None)
+        grids = self._harvest(ranks, shard, passes, self._budget(wanted) if may_survey else None)
         if grids is not None:
             write_outputs(self.out, json_arguments(self), *grids)
 
@@ -104,8 +106,8 @@ class Fit(PairCommand):
         free = available_memory(self.device or "cpu")
         return wanted or int(SHARE_OF_FREE_MEMORY * (free or 0)) or 10**12
 
-    def _surveys(self, wanted: int | None, alone: bool) -> bool:
-        """Return whether this run surveys all hook pairs first.
+    def _may_survey(self, wanted: int | None, alone: bool) -> bool:
+        """Return whether this run surveys all hook pairs first if their moments do not fit.
 
         Raises:
             ValueError: ``--survey always`` with ranks, shards or chosen pairs.
@@ -115,14 +117,8 @@ class Fit(PairCommand):
                 "--survey always needs one process and no --pairs or --shard; survey first "
                 "(lrt-lens survey …), and give the best hook pairs as --pairs to all of them"
             )
-        if self.survey != "auto" or wanted is not None or not alone or self.pairs is not None:
-            return self.survey == "always"
-        return self._plan_of_all().moments > self._budget(wanted)
-
-    def _plan_of_all(self) -> "HarvestPlan":
-        from lrt_lens.moments._plan import plan_harvest
-
-        return plan_harvest(*self.shapes(), settings=self.settings)
+        is_free = wanted is None and alone and self.pairs is None
+        return self.survey == "always" or (self.survey == "auto" and is_free)
 
     def _plan(self, ranks: "Ranks", budget: int | None) -> "HarvestPlan":
         from lrt_lens.moments._plan import plan_harvest
@@ -154,17 +150,19 @@ class Fit(PairCommand):
     ) -> "tuple[StitchGrid, tuple[str, str]] | None":
         """Return the grid of all hook pairs and the names of the models.
 
-        The result is None on every rank but 0, and after the harvest of a shard. With a ``budget``,
-        all hook pairs are surveyed first.
+        The result is None on every rank but 0, and after the harvest of a shard. If the moments of
+        all hook pairs exceed a ``budget``, they are surveyed first.
         """
         from lrt_lens._repr_html import names_in_tables
         from lrt_lens.moments._checkpoint import remove_checkpoints
         from lrt_lens.moments._harvesting import settle
+        from lrt_lens.stitching._within_budget import sizes_of
 
         pair, settings = self.load(ranks.device(self.device)), self.settings
         names = names_in_tables(pair.source.name, pair.target.name)
         surveyed = None
-        if budget is not None:
+        is_asked = self.survey == "always"
+        if budget is not None and (is_asked or sizes_of(pair, settings).of_all > budget):
             surveyed, chosen = self._survey_first(pair, budget)
             settings = replace(settings, pairs=chosen)
         whole = settle(pair, settings=replace(settings, shard=shard))

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from lrt_lens._terminal import print_table, say
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from lrt_lens.stitching._grid import StitchGrid
 
 _SHOWN_PAIRS = 12
@@ -33,7 +35,6 @@ def write_outputs(
     out: Path, arguments: dict[str, Any], grid: "StitchGrid", names: tuple[str, str]
 ) -> None:
     """Write the best stitch, results.json and report.html, and print the scores."""
-    from lrt_lens.models._hook_points import short_hook
     from lrt_lens.report._html import write_html
     from lrt_lens.report._results import write_results
     from lrt_lens.stitching._fit_report import fit_report
@@ -51,11 +52,7 @@ def write_outputs(
     report = write_html(
         out / "report.html", fit_report(names, grid.scores, grid.choices(), best.scores, alignment)
     )
-    shown = grid.scores.sort_values("gain_cv", ascending=False).head(_SHOWN_PAIRS)
-    for column in ("source_hook", "target_hook"):
-        shown[column] = shown[column].map(short_hook)
-    part = "" if len(shown) == len(grid.scores) else f" ({len(shown)} of {len(grid.scores)})"
-    print_table(f"Hook pairs, best first{part}", shown.loc[:, _FIT_COLUMNS])
+    print_best_pairs(grid.scores, _FIT_COLUMNS)
     moments = grid.moments
     say(
         f"{moments.n_tokens:,} tokens of {moments.provenance.n_documents:,} documents: "
@@ -63,6 +60,17 @@ def write_outputs(
         f"{moments.folds.to_string(formatters={'share': '{:.0%}'.format})}\n{best}\n"
         f"Open {report}; in Python: lrt.Stitch.from_pretrained({str(out / 'stitch')!r})"
     )
+
+
+def print_best_pairs(scores: "pd.DataFrame", columns: list[str]) -> None:
+    """Print some columns of the hook pairs with the highest cross-validated gain."""
+    from lrt_lens.models._hook_points import short_hook
+
+    shown = scores.sort_values("gain_cv", ascending=False).head(_SHOWN_PAIRS)
+    for column in ("source_hook", "target_hook"):
+        shown[column] = shown[column].map(short_hook)
+    part = "" if len(shown) == len(scores) else f" ({len(shown)} of {len(scores)})"
+    print_table(f"Hook pairs, best first{part}", shown.loc[:, columns])
 
 
 def json_arguments(command: Any) -> dict[str, Any]:

@@ -8,12 +8,10 @@ Limits: one process; it resumes from its checkpoints.
 from dataclasses import dataclass
 from pathlib import Path
 
-from lrt_lens._terminal import print_table, say
-from lrt_lens.cli._outputs import json_arguments
+from lrt_lens._terminal import say
+from lrt_lens.cli._outputs import json_arguments, print_best_pairs
 from lrt_lens.cli._pair_command import PairCommand
 
-_SHOWN_PAIRS = 12
-"""Number of hook pairs that are printed."""
 _COLUMNS = ["source_hook", "target_hook", "gain_cv", "gain_low", "gain_high", "r2_cv", "r2_null"]
 """Columns that fit into a terminal of 80 columns."""
 
@@ -41,7 +39,6 @@ class SurveyPairs(PairCommand):
         """Survey, write the results and print the best hook pairs."""
         from lrt_lens._files import refuse_unwritable
         from lrt_lens._repr_html import names_in_tables
-        from lrt_lens.models._hook_points import short_hook
         from lrt_lens.moments._checkpoint import remove_checkpoints
         from lrt_lens.moments._harvest_settings import SurveySettings
         from lrt_lens.report._html import write_html
@@ -72,13 +69,8 @@ class SurveyPairs(PairCommand):
         tables = {"pair": dict(zip(("source", "target"), names, strict=True)), "grid": found.scores}
         write_results(self.out / "results.json", json_arguments(self), tables)
         report = write_html(self.out / "report.html", survey_report(*names, found))
-        shown = found.scores.sort_values("gain_cv", ascending=False).head(_SHOWN_PAIRS)
+        print_best_pairs(found.scores, _COLUMNS)
         best = ",".join(f"{s}:{t}" for s, t in found.best(3))
-        for column in ("source_hook", "target_hook"):
-            shown[column] = shown[column].map(short_hook)
-        print_table(
-            f"Hook pairs, best first ({len(shown)} of {len(found)})", shown.loc[:, _COLUMNS]
-        )
         say(
             f"{found.moments}\nOpen {report}; in Python: lrt.stitching.Survey.load({str(path)!r})\n"
             f"lrt-lens fit … --pairs {best}"

@@ -100,8 +100,7 @@ def run_demo(
     pair = demo_pair()
     steps.update()
     # `fit_stitches` does the same: the moments of this pair fit any memory.
-    moments = harvest(pair, demo_documents(), n_tokens=n_tokens, **common)
-    grid = fit_grid(moments, progress=progress)
+    grid = fit_grid(harvest(pair, demo_documents(), n_tokens=n_tokens, **common), progress=progress)
     # The source layer is fixed; cross-validation chooses the target layer.
     stitch = grid.best(source=source_layer)
     steps.update()

@@ -1,7 +1,7 @@
 """Sums to which a harvest adds rows; they are resumed, shared between ranks, and read from files.
 
 Problem: a harvest, its checkpoints and its ranks are the same whether the sums are whole
-cross-moments or sketched ones. Mechanism: both satisfy `Accumulator`. Their *origin* are the
+cross-moments or sketched ones. Mechanism: `Accumulator` is the base of both. Their *origin* are the
 tensors that all ranks and shards of a run share because the first block decides them (shifts, and
 the scales of a survey); everything else are sums, which are added tensor by tensor (`add_stored`).
 
@@ -11,52 +11,62 @@ the scales of a survey); everything else are sums, which are added tensor by ten
 Limits: sums about other origins cannot be added from a file; `merge` of the moments can do it.
 """
 
+import logging
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import ClassVar
 
+import torch
 from torch import Tensor
 
-from lrt_lens._tensor_files import mapped_tensors, refuse_other_shape, refuse_values
-from lrt_lens.models._hook_points import HookPair
+from lrt_lens._tensor_files import mapped_tensors, refuse_other_shape, refuse_values, write_tensors
+from lrt_lens.data._parts import N_FOLDS
+from lrt_lens.models._hook_points import SOURCE, TARGET, HookPair, hooks_of, with_token
+from lrt_lens.moments._heavy_rows import RowName, heavy_rows, with_heaviest
 from lrt_lens.moments._provenance import Provenance
+
+logger = logging.getLogger(__name__)
 
 ORIGIN = ("shift/", "scale/")
 """Beginnings of the names of the tensors that all ranks share; these are not added."""
 
 
-@runtime_checkable
-class Accumulator(Protocol):
-    """Sums over the rows of both models, by part of the documents."""
+class Accumulator(ABC):
+    """Sums over the rows of both models, by part of the documents; base of all kinds of moments."""
 
-    n: Tensor
-    """Number of rows [part]."""
+    schema: ClassVar[str]
+    """Schema of the file."""
+    pairs: tuple[HookPair, ...]
+    """Hook pairs as (source hook point, target hook point)."""
+    token_hook: str | None
+    """Source hook point that stands for token identity."""
+    moment_dtype: torch.dtype
+    """Precision of products, float32 or float64."""
+    null: str
+    """``"none"`` if shuffled pairs are not wanted."""
     provenance: Provenance
+    """Models, texts and settings."""
+    n: Tensor
+    """Number of rows [part]; the fitting folds come first."""
+    _logged: set[str]
+    """Warnings about heavy rows that were logged."""
 
     @property
-    def null(self) -> str:
-        """``"none"`` if shuffled pairs are not wanted."""
-        ...
-
-    @property
+    @abstractmethod
     def is_begun(self) -> bool:
-        """True if the sums are allocated; before the first block there are none."""
-        ...
+        """True if the sums are allocated; before the first row there are none."""
 
-    @property
-    def kept_pairs(self) -> tuple[HookPair, ...]:
-        """Hook pairs whose hook points are captured."""
-        ...
-
+    @abstractmethod
     def start(self, x: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> None:
-        """Allocate the sums; the rows of the first block decide their origin."""
-        ...
+        """Allocate the sums; the rows [row, d] of the first block decide their origin."""
 
+    @abstractmethod
     def start_from(self, origin: Mapping[str, Tensor]) -> None:
-        """Allocate the sums with the tensors of an origin, on their device."""
-        ...
+        """Allocate empty sums with the tensors of an origin, on their device."""
 
-    # A part is a number, rows are [row, d]; the last argument is a function that names a row.
+    @abstractmethod
     def add_block(
         self,
         part: int,
@@ -64,22 +74,99 @@ class Accumulator(Protocol):
         y: Mapping[str, Tensor],
         pairing: Tensor | None = None,
         *,
-        name: Any = None,
+        name: RowName | None = None,
     ) -> None:
-        """Add the rows of a block."""
-        ...
+        """Add paired rows of one part.
 
-    def warn_of_heavy_rows(self) -> None:
-        """Log a warning for each hook point of which one row has most of the variance."""
-        ...
+        Args:
+            part: number of the part in `lrt_lens.data._parts`, 0 to 12.
+            x: ``{source hook point: [row, d]}``.
+            y: ``{target hook point: [row, d]}``.
+            pairing: [row], index of the row of ``y`` that is paired with each row of ``x`` in the
+                null; None adds nothing to the null.
+            name: function from the number of a row of this block to the name that a warning gives
+                it; by default its number among all rows.
 
+        Raises:
+            NonFiniteError: an activation is NaN or infinite.
+            MismatchError: a hook point has another width than before.
+        """
+
+    @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
         """Return all tensors by their names in a file, as views of their own storage."""
-        ...
 
+    @abstractmethod
     def metadata(self) -> dict[str, str]:
-        """Return the metadata of a file."""
-        ...
+        """Return the metadata of these moments in a file."""
+
+    @abstractmethod
+    def trace(self, role: str, hook: str) -> float | None:
+        """Return the trace of the scatter of all rows at a hook point; None without sums of it.
+
+        ``role`` is ``"source"`` or ``"target"``.
+        """
+
+    def refuse_other_precision(self) -> None:
+        """Raise ValueError if products would have a precision that they cannot have."""
+        if self.moment_dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"moment_dtype is {self.moment_dtype}; products need torch.float32 or torch.float64"
+            )
+
+    @property
+    def kept_pairs(self) -> tuple[HookPair, ...]:
+        """Hook pairs that have sums: ``pairs``, and token identity with each target."""
+        return with_token(self.pairs, self.token_hook)
+
+    @property
+    def source_hooks(self) -> tuple[str, ...]:
+        """Source hook points in the order of the hook pairs."""
+        return hooks_of(self.pairs, SOURCE)
+
+    @property
+    def target_hooks(self) -> tuple[str, ...]:
+        """Target hook points in the order of the hook pairs."""
+        return hooks_of(self.pairs, TARGET)
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of rows in all parts."""
+        return int(self.n.sum())
+
+    @property
+    def n_fit(self) -> int:
+        """Number of rows in the folds that fit."""
+        return int(self.n[:N_FOLDS].sum())
+
+    def record_heaviest(
+        self, longest: Mapping[str, tuple[float, int] | None], name: RowName | None
+    ) -> None:
+        """Record rows of a block that are much longer than others, for a warning.
+
+        Args:
+            longest: (squared distance, row) of the longest row by ``"ROLE HOOK"``; None if no row
+                of the hook point is heavy.
+            name: function from the number of a row to its name; by default its number among all.
+        """
+        rows, n_before = self.provenance.heaviest_rows, self.n
+        numbered = name or (lambda row: f"row {int(n_before.sum()) + row}")
+        for hook, row in longest.items():
+            rows = with_heaviest(rows, hook, row, numbered)
+        if rows is not self.provenance.heaviest_rows:
+            self.provenance = replace(self.provenance, heaviest_rows=rows)
+
+    def warn_of_heavy_rows(self) -> None:
+        """Log a warning for each hook point of which one row has most of the variance, once."""
+        for sentence in heavy_rows(self.provenance.heaviest_rows, self.trace, self.n):
+            if sentence not in self._logged:
+                self._logged.add(sentence)
+                logger.warning("%s", sentence)
+
+    def save(self, path: str | Path) -> Path:
+        """Write one safetensors file atomically and return its path."""
+        metadata = {"schema_version": self.schema, **self.metadata()}
+        return write_tensors(Path(path), self.tensors(), metadata)
 
 
 def origin_of(moments: Accumulator) -> dict[str, Tensor]:

@@ -63,7 +63,7 @@ class BlockStream(Protocol):
 
 @dataclass
 class WholeStream:
-    """All documents as one stream, which every process reads and of which it takes some blocks."""
+    """Stream of all documents, which every process reads and of which it takes some blocks."""
 
     blocks: Iterator[Block]
     n_tokens: int | None

@@ -29,7 +29,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -39,12 +39,11 @@ from torch import Tensor
 from lrt_lens._byte_sizes import human_bytes
 from lrt_lens._late import implementation
 from lrt_lens._repr_html import card, facts, table
-from lrt_lens._tensor_files import write_tensors
 from lrt_lens.data._fold_counts import fold_table
 from lrt_lens.data._parts import N_FOLDS, N_PARTS, N_TEST_GROUPS
 from lrt_lens.errors import MismatchError, TooFewDocumentsError
-from lrt_lens.models._hook_points import SOURCE, TARGET, HookPair, hooks_of, with_token
-from lrt_lens.moments._accumulator import by_role
+from lrt_lens.models._hook_points import HookPair
+from lrt_lens.moments._accumulator import Accumulator, by_role
 from lrt_lens.moments._centred_rows import (
     CentredRows,
     cross_products,
@@ -52,13 +51,7 @@ from lrt_lens.moments._centred_rows import (
     refuse_non_finite,
     refuse_other_widths,
 )
-from lrt_lens.moments._heavy_rows import (
-    RowName,
-    document_row,
-    heavy_rows,
-    trace_about_mean,
-    with_heaviest,
-)
+from lrt_lens.moments._heavy_rows import RowName, document_row, trace_about_mean
 from lrt_lens.moments._layout import MOMENTS_SCHEMA, MomentFile, Sums, to_metadata, to_tensors
 from lrt_lens.moments._provenance import Provenance
 from lrt_lens.moments._row_keys import document_keys, parts_of
@@ -80,7 +73,7 @@ _ROWS_AT_ONCE = 4096
 
 
 @dataclass
-class CrossMoments:
+class CrossMoments(Accumulator):
     """Moments of source and target hook points on the same tokens, per part of the documents.
 
     Raises:
@@ -112,13 +105,11 @@ class CrossMoments:
     cross_null: dict[HookPair, Tensor] = field(default_factory=dict)
     """Sums ``cross`` of shuffled pairs: fitting folds, test fold [2, d_source, d_target or 64]."""
     _logged: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
-    """Warnings about heavy rows that were logged."""
+
+    schema: ClassVar[str] = MOMENTS_SCHEMA
 
     def __post_init__(self) -> None:
-        if self.moment_dtype not in (torch.float32, torch.float64):
-            raise ValueError(
-                f"moment_dtype is {self.moment_dtype}; products need torch.float32 or torch.float64"
-            )
+        self.refuse_other_precision()
         if self.null not in ("none", "sketch", "full"):
             raise ValueError(f"null is {self.null!r}; expected 'none', 'sketch' or 'full'")
 
@@ -265,26 +256,17 @@ class CrossMoments:
         self, part: int, blocks: Mapping[str, Mapping[str, CentredRows]], name: RowName | None
     ) -> None:
         """Add the sums of each hook point, and record rows that are much longer than others."""
-        heaviest = self.provenance.heaviest_rows
-        n_before, n_rows = self.n, 0
+        longest, n_rows = {}, 0
         for role, side in (("source", self.source), ("target", self.target)):
             for hook, block in blocks[role].items():
                 side[hook].add(part, block.sums(), block.raw)
                 n_rows = len(block.raw)
-                numbered = name or (lambda row: f"row {int(n_before.sum()) + row}")
-                heaviest = with_heaviest(heaviest, f"{role} {hook}", block, numbered)
-        if heaviest is not self.provenance.heaviest_rows:
-            self.provenance = replace(self.provenance, heaviest_rows=heaviest)
+                longest[f"{role} {hook}"] = block.heaviest()
+        self.record_heaviest(longest, name)
         self.n[part] += n_rows
 
-    def warn_of_heavy_rows(self) -> None:
-        """Log a warning for each hook point of which one row has most of the variance, once."""
-        for sentence in heavy_rows(self.provenance.heaviest_rows, self._trace, self.n):
-            if sentence not in self._logged:
-                self._logged.add(sentence)
-                logger.warning("%s", sentence)
-
-    def _trace(self, role: str, hook: str) -> float | None:
+    def trace(self, role: str, hook: str) -> float | None:
+        """Return the trace of the scatter of all rows at a hook point; None without sums of it."""
         side = (self.source if role == "source" else self.target).get(hook)
         return side and trace_about_mean(side.total, side.squares, self.n)
 
@@ -343,31 +325,6 @@ class CrossMoments:
     def is_begun(self) -> bool:
         """True if the sums are allocated; before the first row there are none."""
         return bool(self.source)
-
-    @property
-    def kept_pairs(self) -> tuple[HookPair, ...]:
-        """Hook pairs that have cross-moments: ``pairs``, and token identity with each target."""
-        return with_token(self.pairs, self.token_hook)
-
-    @property
-    def source_hooks(self) -> tuple[str, ...]:
-        """Source hook points in the order of the hook pairs."""
-        return hooks_of(self.pairs, SOURCE)
-
-    @property
-    def target_hooks(self) -> tuple[str, ...]:
-        """Target hook points in the order of the hook pairs."""
-        return hooks_of(self.pairs, TARGET)
-
-    @property
-    def n_tokens(self) -> int:
-        """Number of rows in all parts."""
-        return int(self.n.sum())
-
-    @property
-    def n_fit(self) -> int:
-        """Number of rows in the folds that fit."""
-        return int(self.n[list(FIT_PARTS)].sum())
 
     @property
     def folds(self) -> pd.DataFrame:
@@ -546,12 +503,6 @@ class CrossMoments:
         """Return the metadata of these moments in a file."""
         return to_metadata(
             self.pairs, self.token_hook, self.moment_dtype, self.null, self.provenance
-        )
-
-    def save(self, path: str | Path) -> Path:
-        """Write one safetensors file atomically and return its path."""
-        return write_tensors(
-            Path(path), self.tensors(), {"schema_version": MOMENTS_SCHEMA, **self.metadata()}
         )
 
     @classmethod

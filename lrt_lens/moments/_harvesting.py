@@ -168,6 +168,11 @@ def harvest_survey(
     return moments
 
 
+def _token_hook(pair: ModelPair) -> str | None:
+    """Return the source hook point of the embedding; None if the model does not have it."""
+    return EMBED if EMBED in pair.source.hook_points else None
+
+
 Kind = TypeVar("Kind", bound=HarvestSettings)
 
 
@@ -193,7 +198,7 @@ def settle(
     pairs = choose_pairs(settings, pair.source, pair.target)
     # Everything is resolved to explicit values here, because they are compared between ranks and
     # with checkpoints.
-    token_hook = EMBED if EMBED in pair.source.hook_points else None
+    token_hook = _token_hook(pair)
     widths = (pair.source.d_model, pair.target.d_model)
     plan = BlockPlan(
         context_length=window_length(
@@ -248,7 +253,7 @@ class HarvestRun:
     @property
     def token_hook(self) -> str | None:
         """The source hook point of the embedding; None if the model does not have it."""
-        return EMBED if EMBED in self.models.source.hook_points else None
+        return _token_hook(self.models)
 
     @property
     def provenance(self) -> Provenance:

@@ -6,7 +6,7 @@ longest row of each hook point is recorded with a name while blocks are added, i
 as long as the median of its block (`lrt_lens.moments._centred_rows`); its squared distance is later
 compared with the trace of the whole scatter.
 
-    rows = with_heaviest(rows, "source blocks.3.hook_resid_post", block, name)
+    rows = with_heaviest(rows, "source blocks.3.hook_resid_post", block.heaviest(), name)
     heavy_rows(rows, trace_of, n)
 
 Limits: several rows that hold most of the variance together are not named.
@@ -17,8 +17,6 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-
-from lrt_lens.moments._centred_rows import CentredRows
 
 HEAVY_SHARE = 0.5
 """Share of the variance of a hook point above which one row is named in a warning."""
@@ -40,9 +38,13 @@ def document_row(
     return f"row {before + int(rows[i])} (document {plain!r})"
 
 
-def with_heaviest(rows: HeaviestRows, hook: str, block: CentredRows, name: RowName) -> HeaviestRows:
-    """Return the longest rows of all hook points, with those of one more block at ``hook``."""
-    longest = block.heaviest()
+def with_heaviest(
+    rows: HeaviestRows, hook: str, longest: tuple[float, int] | None, name: RowName
+) -> HeaviestRows:
+    """Return the longest rows of all hook points, with that of one more block at ``hook``.
+
+    ``longest`` is (squared distance, row); None if no row of the block is heavy.
+    """
     if longest is None or (hook in rows and longest[0] <= rows[hook][0]):
         return rows
     square, row = longest

@@ -29,24 +29,25 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lrt_lens._byte_sizes import human_bytes
 from lrt_lens._stored_fields import json_object, stored_fields, stored_value
-from lrt_lens._tensor_files import mapped_tensors, write_tensors
+from lrt_lens._tensor_files import mapped_tensors
 from lrt_lens.data._parts import N_FOLDS
 from lrt_lens.errors import FileFormatError, MismatchError, TooFewDocumentsError
-from lrt_lens.models._hook_points import SOURCE, TARGET, HookPair, hooks_of, with_token
-from lrt_lens.moments._accumulator import ORIGIN, add_stored, by_role
+from lrt_lens.models._hook_points import SOURCE, TARGET, HookPair, hooks_of
+from lrt_lens.moments._accumulator import ORIGIN, Accumulator, add_stored, by_role
 from lrt_lens.moments._centred_rows import (
     CentredRows,
     first_shifts,
     refuse_non_finite,
     refuse_other_widths,
 )
-from lrt_lens.moments._heavy_rows import RowName, heavy_rows, trace_about_mean, with_heaviest
+from lrt_lens.moments._heavy_rows import RowName, trace_about_mean
 from lrt_lens.moments._layout import read_provenance
 from lrt_lens.moments._provenance import Provenance
 from lrt_lens.moments._scatter import Scatter, SecondMoment, part_sum
@@ -70,7 +71,7 @@ SURVEY_SCHEMA = "lrt_lens.survey/1"
 
 
 @dataclass
-class SurveyMoments:
+class SurveyMoments(Accumulator):
     """Sketched moments of hook pairs, by part of the documents.
 
     Raises:
@@ -95,11 +96,18 @@ class SurveyMoments:
     """Shifts and scales by their names in a file, each [d]."""
     _logged: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
 
+    _transforms: dict[int, Tensor] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    """Columns of predicting streams, by their width [d, column]."""
+    null: str = field(init=False)
+    """``"sketch"`` if shuffled pairs are kept, else ``"none"``."""
+
+    schema: ClassVar[str] = SURVEY_SCHEMA
+
     def __post_init__(self) -> None:
-        if self.moment_dtype not in (torch.float32, torch.float64):
-            raise ValueError(
-                f"moment_dtype is {self.moment_dtype}; products need torch.float32 or torch.float64"
-            )
+        self.refuse_other_precision()
+        self.null = "sketch" if self.sketch.null_columns else "none"
 
     # --------------------------------------------------------------------------------- accumulation
 
@@ -107,26 +115,6 @@ class SurveyMoments:
     def is_begun(self) -> bool:
         """True if the sums are allocated; before the first row there are none."""
         return bool(self.directions)
-
-    @property
-    def null(self) -> str:
-        """``"sketch"`` if shuffled pairs are kept, else ``"none"``."""
-        return "sketch" if self.sketch.null_columns else "none"
-
-    @property
-    def kept_pairs(self) -> tuple[HookPair, ...]:
-        """Hook pairs that have sums: ``pairs``, and token identity with each target."""
-        return with_token(self.pairs, self.token_hook)
-
-    @property
-    def source_hooks(self) -> tuple[str, ...]:
-        """Source hook points in the order of the hook pairs."""
-        return hooks_of(self.pairs, SOURCE)
-
-    @property
-    def target_hooks(self) -> tuple[str, ...]:
-        """Target hook points in the order of the hook pairs."""
-        return hooks_of(self.pairs, TARGET)
 
     def pairs_of(self, direction: Direction) -> tuple[HookPair, ...]:
         """Return the (predicting, predicted) hook points of a direction."""
@@ -189,10 +177,9 @@ class SurveyMoments:
         return rows @ self._transform(d, width).to(rows.device, rows.dtype)
 
     def _transform(self, d: int, width: int) -> Tensor:
-        known = self.__dict__.setdefault("_transforms", {})
-        if d not in known:
-            known[d] = subsampled_columns(d, width, self.provenance.seed)
-        return known[d]
+        if d not in self._transforms:
+            self._transforms[d] = subsampled_columns(d, width, self.provenance.seed)
+        return self._transforms[d]
 
     def add_block(
         self,
@@ -203,20 +190,7 @@ class SurveyMoments:
         *,
         name: RowName | None = None,
     ) -> None:
-        """Add paired rows of one part of the documents.
-
-        Args:
-            part: number of the part in `lrt_lens.data._parts`, 0 to 12.
-            x: ``{source hook point: [row, d]}``.
-            y: ``{target hook point: [row, d]}``.
-            pairing: [row], index of the row of ``y`` that is paired with each row of ``x`` in the
-                null.
-            name: function from the number of a row of this block to its name in a warning.
-
-        Raises:
-            NonFiniteError: an activation is NaN or infinite.
-            MismatchError: a hook point has another width than before.
-        """
+        """Add paired rows of one part; `Accumulator.add_block` has arguments and errors."""
         refuse_non_finite([*x.items(), *y.items()], self.n)
         self.start(x, y)
         index = min(part, N_FOLDS)
@@ -240,7 +214,12 @@ class SurveyMoments:
                 }
                 for of_side, side in ((seen, sums.predictors), (predicted, sums.outcomes))
             )
-            self._record_heaviest(dict(zip(roles, (rows_x, rows_y), strict=True)), name)
+            longest = {
+                f"{role} {hook}": block.heaviest()
+                for role, blocks in zip(roles, (rows_x, rows_y), strict=True)
+                for hook, block in blocks.items()
+            }
+            self.record_heaviest(longest, name)
             sums.add(index, rows_x, rows_y, pairing)
         self.n[index] += len(next(iter(x.values())))
 
@@ -250,26 +229,8 @@ class SurveyMoments:
             return rows
         return rows.to(torch.promote_types(rows.dtype, self.moment_dtype))
 
-    def _record_heaviest(
-        self, blocks: Mapping[str, Mapping[str, CentredRows]], name: RowName | None
-    ) -> None:
-        """Record rows that are much longer than others, for a warning."""
-        heaviest, n_before = self.provenance.heaviest_rows, int(self.n.sum())
-        numbered = name or (lambda row: f"row {n_before + row}")
-        for role, by_hook in blocks.items():
-            for hook, block in by_hook.items():
-                heaviest = with_heaviest(heaviest, f"{role} {hook}", block, numbered)
-        if heaviest is not self.provenance.heaviest_rows:
-            self.provenance = replace(self.provenance, heaviest_rows=heaviest)
-
-    def warn_of_heavy_rows(self) -> None:
-        """Log a warning for each hook point of which one row has most of the variance, once."""
-        for sentence in heavy_rows(self.provenance.heaviest_rows, self._trace, self.n):
-            if sentence not in self._logged:
-                self._logged.add(sentence)
-                logger.warning("%s", sentence)
-
-    def _trace(self, role: str, hook: str) -> float | None:
+    def trace(self, role: str, hook: str) -> float | None:
+        """Return the trace of the scatter of all rows at a hook point; None without sums of it."""
         for direction, sums in self.directions.items():
             is_predictor = (role == "source") == (direction == "up")
             side = sums.predictors.get(hook) if is_predictor else sums.outcomes.get(hook)
@@ -278,16 +239,6 @@ class SurveyMoments:
         return None
 
     # -------------------------------------------------------------------------------------- reading
-
-    @property
-    def n_tokens(self) -> int:
-        """Number of rows in all parts."""
-        return int(self.n.sum())
-
-    @property
-    def n_fit(self) -> int:
-        """Number of rows in the folds that fit."""
-        return int(self.n[:N_FOLDS].sum())
 
     @property
     def n_bytes(self) -> int:
@@ -387,11 +338,6 @@ class SurveyMoments:
             "sketch": json.dumps(asdict(self.sketch)),
             "provenance": self.provenance.to_json(),
         }
-
-    def save(self, path: str | Path) -> Path:
-        """Write one safetensors file atomically and return its path."""
-        metadata = {"schema_version": SURVEY_SCHEMA, **self.metadata()}
-        return write_tensors(Path(path), self.tensors(), metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> "SurveyMoments":

@@ -122,16 +122,14 @@ class PredictedSums:
         )
 
     @cached_property
-    def working_columns(self) -> dict[torch.dtype, Tensor]:
-        """Columns in the precisions in which rows are projected."""
-        return {}
+    def single_columns(self) -> Tensor:
+        """Columns in float32, in which rows are usually projected."""
+        return self.columns.float()
 
     def project(self, light: Tensor) -> Tensor:
         """Return rows [row, d] in the columns, [row, column]."""
-        known = self.working_columns
-        if light.dtype not in known:
-            known[light.dtype] = self.columns.to(light.dtype)
-        return light @ known[light.dtype]
+        is_single = light.dtype == torch.float32
+        return light @ (self.single_columns if is_single else self.columns)
 
     def add(self, part: int, block: CentredRows, projected: Tensor) -> None:
         """Add the rows of a block; ``projected`` are its light rows in the columns."""

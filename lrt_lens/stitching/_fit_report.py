@@ -41,14 +41,7 @@ def fit_report(
             "the same target predicted from the source's embedding",
         ),
     ]
-    tiles.append(
-        (
-            "not shown to be worse",
-            f"{count_not_worse(choices)} of {len(choices) - 1}",
-            "other pairs whose gain_cv may be as high as that of the best pair (simultaneous 95% "
-            "intervals of grid.choices())",
-        )
-    )
+    tiles.append(not_worse_tile(choices, "grid.choices()"))
     body = [
         KeyNumbers(tiles),
         Paragraph(f"Pairing of rows: {alignment}."),
@@ -59,4 +52,17 @@ def fit_report(
         "Stitches of every layer pair",
         [Section("Scores on the test fold", body)],
         subtitle=f"{names[0]} to {names[1]}",
+    )
+
+
+def not_worse_tile(choices: pd.DataFrame, source: str) -> tuple[str, str, str]:
+    """Return the tile with the number of pairs that may be as good as the best.
+
+    ``source`` is the call that gave the table ``choices``.
+    """
+    return (
+        "not shown to be worse",
+        f"{count_not_worse(choices)} of {len(choices) - 1}",
+        "other pairs whose gain_cv may be as high as that of the best pair (simultaneous 95% "
+        f"intervals of {source})",
     )

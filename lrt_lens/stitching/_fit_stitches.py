@@ -73,10 +73,9 @@ def fit_stitches(
     settings = resolve(HarvestSettings, settings, options)
     budget = checked_budget(memory_budget)
     budget = default_budget(pair) if budget is None else budget
-    _, n_bytes = sizes_of(pair, settings)
     surveyed = None
     # The layers of a joint hook point are fitted together: there is nothing to choose.
-    if budget is not None and n_bytes > budget and not settings.joint:
+    if not settings.joint and budget is not None and sizes_of(pair, settings).of_all > budget:
         first, documents = read_twice(documents)
         surveyed, chosen, sentence = survey_within(
             pair,

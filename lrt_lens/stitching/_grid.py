@@ -41,7 +41,7 @@ from lrt_lens.statistics._jackknife import few_groups
 from lrt_lens.stitching._affine import AffineMap, MapPair, StreamStatistics
 from lrt_lens.stitching._choices import choices, count_not_worse
 from lrt_lens.stitching._diagnostics import moment_ends
-from lrt_lens.stitching._pair_table import heat_of_pairs, name_of_best
+from lrt_lens.stitching._pair_table import heat_of_pairs, name_of_best, refuse_uncrossed
 from lrt_lens.stitching._similarity import similarities
 from lrt_lens.stitching._stitch import Stitch
 from lrt_lens.stitching.solvers._solver import PairFolds, Setting, Solver
@@ -301,12 +301,7 @@ class StitchGrid:
     def _candidates(
         self, source: str | int | None, target: str | int | None, by: str
     ) -> pd.DataFrame:
-        if by not in self.scores.columns or not by.endswith("_cv"):
-            options = [c for c in self.scores.columns if c.endswith("_cv")]
-            raise ValueError(
-                f"best(by={by!r}) would choose by a column that is not cross-validated; use one of "
-                f"{options}"
-            )
+        refuse_uncrossed(self.scores, by)
         table: pd.DataFrame = self.scores
         for column, hook in (("source_hook", source), ("target_hook", target)):
             if hook is not None:

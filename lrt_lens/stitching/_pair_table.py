@@ -23,6 +23,16 @@ def heat_of_pairs(scores: pd.DataFrame, value: str) -> str:
     return heat_table(wide, corner="source ↓ target →")
 
 
+def refuse_uncrossed(scores: pd.DataFrame, by: str) -> None:
+    """Raise ValueError if a choice would read a column that is not cross-validated."""
+    options = [name for name in scores.columns if name.endswith("_cv")]
+    if by not in options:
+        raise ValueError(
+            f"best(by={by!r}) would choose by a column that is not cross-validated; use one of "
+            f"{options}"
+        )
+
+
 def name_of_best(scores: pd.DataFrame, value: str) -> str | None:
     """Return the hook pair with the highest value as text; None if there is no value."""
     known = scores.dropna(subset=[value])

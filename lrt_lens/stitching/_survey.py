@@ -36,7 +36,7 @@ from lrt_lens.moments._survey_moments import SurveyMoments
 from lrt_lens.statistics._intervals import LEVEL
 from lrt_lens.statistics._jackknife import few_groups, reach
 from lrt_lens.stitching._choices import choices, fold_sizes, gain_over_token, leave_one_out
-from lrt_lens.stitching._pair_table import heat_of_pairs, name_of_best
+from lrt_lens.stitching._pair_table import heat_of_pairs, name_of_best, refuse_uncrossed
 from lrt_lens.stitching._sketched_ridge import SketchedRidge, SketchedScore, column_error
 from lrt_lens.stitching.solvers._ridge import Ridge
 from lrt_lens.stitching.solvers._solver import FoldErrors, PairFolds, Setting
@@ -98,8 +98,8 @@ class Survey:
         """
         if n < 1:
             raise ValueError(f"n is {n}; expected the number of hook pairs, at least 1")
-        ordered = self._ordered(by)
-        return [self._pair(row) for row in ordered.head(n).itertuples()]
+        best = self._ordered(by).head(n)
+        return list(zip(best["source_hook"], best["target_hook"], strict=True))
 
     def choices(self, *, by: str = "gain_cv") -> pd.DataFrame:
         """Return all hook pairs, best first, with simultaneous intervals of their distance to it.
@@ -111,7 +111,7 @@ class Survey:
             ValueError: ``by`` is not a cross-validated column.
         """
         table = choices(self.folds, self._ordered(by), by)
-        return table.assign(flag=self._flag())
+        return table.assign(flag=_flag_of(self.moments))
 
     def figure(self, value: str = "gain_cv", *, chosen: HookPair | None = None) -> Any:
         """Return a plotly heat map of a score over all hook pairs, next to that of its null."""
@@ -155,20 +155,8 @@ class Survey:
         return len(self.scores)
 
     def _ordered(self, by: str) -> pd.DataFrame:
-        options = [name for name in self.scores.columns if name.endswith("_cv")]
-        if by not in options:
-            raise ValueError(
-                f"best(by={by!r}) would choose by a column that is not cross-validated; use one of"
-                f" {options}"
-            )
+        refuse_uncrossed(self.scores, by)
         return self.scores.sort_values(by, ascending=False, kind="stable")
-
-    @staticmethod
-    def _pair(row: Any) -> HookPair:
-        return str(row.source_hook), str(row.target_hook)
-
-    def _flag(self) -> str:
-        return _flag_of(self.moments)
 
     def _repr_html_(self) -> str:
         moments = self.moments
@@ -179,7 +167,7 @@ class Survey:
             "random columns": moments.sketch.columns,
             "size of the sums": human_bytes(moments.n_bytes),
             "best pair (gain_cv)": name_of_best(self.scores, "gain_cv"),
-            "flag": self._flag() or None,
+            "flag": _flag_of(moments) or None,
         }
         legend = "gain_cv, by cross-validation: source hook points down, target hook points across."
         return card("Survey", facts(lines), heat_of_pairs(self.scores, "gain_cv"), note(legend))
@@ -261,7 +249,8 @@ def score_survey(
         )
         rows.append(_row(moments, pair, up[pair], token, folds[pair]) | _down_row(of_down))
     columns = [*SURVEY_COLUMNS, *(DOWN_COLUMNS if moments.sketch.down else ())]
-    return Survey(moments, solver, pd.DataFrame(rows, columns=columns), folds)
+    scores = pd.DataFrame(rows, columns=columns).assign(flag=_flag_of(moments))
+    return Survey(moments, solver, scores, folds)
 
 
 def _unknown(like: FoldErrors) -> FoldErrors:
@@ -291,7 +280,6 @@ def _row(
         "r2_uniform": scored.test[1],
         "r2_null": math.nan if scored.null is None else scored.null,
         "sketch_error": _gain_noise(scored, token),
-        "flag": _flag_of(moments),
     }
     if token is not None:
         row |= {"r2_token": token.test[0], "r2_uniform_token": token.test[1]}

@@ -1,7 +1,7 @@
 """The HTML report of ``lrt-lens survey``: scores of all hook pairs, with intervals and null."""
 
 from lrt_lens.report._html import KeyNumbers, Paragraph, Plot, Section, Table, render_html
-from lrt_lens.stitching._choices import count_not_worse
+from lrt_lens.stitching._fit_report import not_worse_tile
 from lrt_lens.stitching._survey import Survey
 
 
@@ -16,7 +16,6 @@ def survey_report(source: str, target: str, survey: Survey) -> str:
     best = survey.best()[0]
     rows = survey.scores
     row = rows[(rows["source_hook"] == best[0]) & (rows["target_hook"] == best[1])].iloc[0]
-    table = survey.choices()
     tiles: list[tuple[str, str | int | float, str]] = [
         (
             "best pair, gain over token identity",
@@ -25,12 +24,7 @@ def survey_report(source: str, target: str, survey: Survey) -> str:
         ),
         ("its R², cross-validated", f"{row['r2_cv']:.3f}", "explained share of the variance"),
         ("shuffled pairs", f"{row['r2_null']:.3f}", "the same fit on shuffled pairs, the control"),
-        (
-            "not shown to be worse",
-            f"{count_not_worse(table)} of {len(table) - 1}",
-            "other pairs whose gain_cv may be as high as that of the best pair (simultaneous 95% "
-            "intervals of survey.choices())",
-        ),
+        not_worse_tile(survey.choices(), "survey.choices()"),
     ]
     moments = survey.moments
     body = [

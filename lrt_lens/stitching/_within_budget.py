@@ -3,14 +3,15 @@
 Problem: exact moments of all hook pairs of two large models take a terabyte. Mechanism: if they do
 not fit, all hook pairs are surveyed, and exact moments are harvested of the best ones only.
 
-    sizes, n_bytes = sizes_of(pair, settings)
-    chosen = sizes.affordable(survey.best(len(survey)), budget)
+    whole = sizes_of(pair, settings)
+    chosen = whole.sizes.affordable(survey.best(len(survey)), budget)
 
 Limits: the budget is for moments; weights and the rows of one block come on top (`plan_harvest`).
 """
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import tee
 from pathlib import Path
@@ -57,11 +58,25 @@ def checked_budget(memory_budget: int | str | None) -> int | None:
     return None if memory_budget is None else int(memory_budget)
 
 
-def sizes_of(pair: ModelPair, settings: HarvestSettings) -> tuple[MomentSizes, int]:
-    """Return what decides the bytes of moments, and those of all hook pairs of the settings."""
+@dataclass(frozen=True)
+class PairSizes:
+    """Bytes of the exact moments of hook pairs of two models."""
+
+    pairs: tuple[HookPair, ...]
+    """All hook pairs of the settings."""
+    sizes: MomentSizes
+
+    @property
+    def of_all(self) -> int:
+        """Bytes of the exact moments of all hook pairs."""
+        return self.sizes.of(self.pairs)
+
+
+def sizes_of(pair: ModelPair, settings: HarvestSettings) -> PairSizes:
+    """Return the bytes of the exact moments of all hook pairs of the settings, or of some."""
     run = settle(pair, settings=settings)
-    sizes = MomentSizes(run.token_hook, settings.null, pair.source.d_model, pair.target.d_model)
-    return sizes, sizes.of(run.pairs)
+    widths = (pair.source.d_model, pair.target.d_model)
+    return PairSizes(run.pairs, MomentSizes(run.token_hook, settings.null, *widths))
 
 
 def default_budget(pair: ModelPair) -> int | None:
@@ -111,9 +126,10 @@ def survey_within(
     Raises:
         ValueError: the budget is too small for a single hook pair.
     """
-    sizes, n_bytes = sizes_of(pair, settings)
+    whole = sizes_of(pair, settings)
+    sizes = whole.sizes
     # Before the survey, so that a budget that is too small is refused at once.
-    sizes.affordable(settle(pair, settings=settings).pairs, budget)
+    sizes.affordable(whole.pairs, budget)
     surveyed = survey(
         pair,
         documents,
@@ -125,8 +141,8 @@ def survey_within(
     best = surveyed.best(len(surveyed))
     chosen = chosen_once(folder, best, partial(sizes.affordable, best, budget))
     sentence = (
-        f"exact moments of all {len(surveyed)} hook pairs take {human_bytes(n_bytes)}, and the "
-        f"budget is {human_bytes(budget)}: all were surveyed on {surveyed.moments.n_tokens:,} "
+        f"exact moments of all {len(surveyed)} hook pairs take {human_bytes(whole.of_all)}, and "
+        f"the budget is {human_bytes(budget)}: all were surveyed on {surveyed.moments.n_tokens:,} "
         f"tokens, and the best {len(chosen)} are harvested exactly "
         f"({human_bytes(sizes.of(chosen))}); give memory_budget= to change this"
     )

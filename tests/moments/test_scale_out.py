@@ -27,6 +27,7 @@ from lrt_lens.moments import CrossMoments, harvest, merge_shards
 from lrt_lens.moments._checkpoint import read_rank_files
 from lrt_lens.moments._harvesting import settle
 from lrt_lens.moments._scale_out import Ranks, harvest_in_ranks, parse_shard, shard_name
+from tests.moments.forking import end, forking
 from tests.moments.small_blocks import OPTIONS, assert_same
 
 PAIR = ("blocks.1.hook_resid_post", "blocks.2.hook_resid_post")
@@ -44,42 +45,20 @@ def fork(pair: ModelPair, corpus: list[str]) -> Callable[..., multiprocessing.Pr
 
     The models are shared with this process, so it starts at once.
     """
-    context: Any = multiprocessing.get_context("fork")
 
-    def work(folder: Path, ranks: Ranks, pause: float) -> None:
-        # The output of a rank is dropped: pytest captures that of the parent process.
-        try:
-            run = settle(pair, **OPTIONS)
-            moments = harvest_in_ranks(
-                run,
-                corpus,
-                folder / "checkpoint",
-                ranks=ranks,
-                result=folder / "moments.safetensors",
-                checkpoint_every=0.02,
-                on_block=lambda *_: time.sleep(pause),
-                progress=False,
-            )
-            if moments is not None:
-                moments.save(folder / "moments.safetensors")
-        except BaseException as error:
-            # Any exception: the child must not run the rest of pytest, and tests read the error.
-            (folder / f"error{ranks.rank}.txt").write_text(f"{type(error).__name__}: {error}")
-            os._exit(1)
-        os._exit(0)
+    def run(folder: Path, ranks: Ranks, pause: float) -> CrossMoments | None:
+        return harvest_in_ranks(
+            settle(pair, **OPTIONS),
+            corpus,
+            folder / "checkpoint",
+            ranks=ranks,
+            result=folder / "moments.safetensors",
+            checkpoint_every=0.02,
+            on_block=lambda *_: time.sleep(pause),
+            progress=False,
+        )
 
-    def start(folder: Path, rank: int, count: int, pause: float = 0.02) -> multiprocessing.Process:
-        process = context.Process(target=work, args=(folder, Ranks(rank, count), pause))
-        process.start()
-        return process
-
-    return start
-
-
-def end(processes: list[Any], seconds: float = 120.0) -> list[int]:
-    for process in processes:
-        process.join(seconds)
-    return [process.exitcode for process in processes]
+    return forking(run, pause=0.02)
 
 
 # -------------------------------------------------------------------------------------------- ranks

@@ -25,6 +25,7 @@ from lrt_lens.moments import CrossMoments, harvest, merge_shards
 from lrt_lens.moments._checkpoint import read_rank_files
 from lrt_lens.moments._harvesting import harvest_survey, settle
 from lrt_lens.moments._scale_out import Ranks, harvest_in_ranks
+from tests.moments.forking import end, forking
 from tests.moments.small_blocks import OPTIONS, assert_same
 
 SHARES = 5
@@ -55,38 +56,19 @@ def whole(pair: ModelPair, files: Path) -> CrossMoments:
 @pytest.fixture(scope="module")
 def fork(pair: ModelPair, files: Path) -> Callable[..., multiprocessing.Process]:
     """Return ``fork(folder, rank, count)``, which starts a process that harvests as a rank."""
-    context: Any = multiprocessing.get_context("fork")
 
-    def work(folder: Path, ranks: Ranks, pause: float) -> None:
-        try:
-            moments = harvest_in_ranks(
-                settle(pair, file_shares=SHARES, **OPTIONS),
-                files,
-                folder / "checkpoint",
-                ranks=ranks,
-                checkpoint_every=0.02,
-                on_block=lambda *_: time.sleep(pause),
-                progress=False,
-            )
-            if moments is not None:
-                moments.save(folder / "moments.safetensors")
-        except BaseException as error:
-            (folder / f"error{ranks.rank}.txt").write_text(f"{type(error).__name__}: {error}")
-            os._exit(1)
-        os._exit(0)
+    def run(folder: Path, ranks: Ranks, pause: float) -> CrossMoments | None:
+        return harvest_in_ranks(
+            settle(pair, file_shares=SHARES, **OPTIONS),
+            files,
+            folder / "checkpoint",
+            ranks=ranks,
+            checkpoint_every=0.02,
+            on_block=lambda *_: time.sleep(pause),
+            progress=False,
+        )
 
-    def start(folder: Path, rank: int, count: int, pause: float = 0.0) -> multiprocessing.Process:
-        process = context.Process(target=work, args=(folder, Ranks(rank, count), pause))
-        process.start()
-        return process
-
-    return start
-
-
-def end(processes: list[Any]) -> list[int]:
-    for process in processes:
-        process.join(120.0)
-    return [process.exitcode for process in processes]
+    return forking(run, pause=0.0)
 
 
 def wait_for_checkpoint(folder: Path, name: str, began: float) -> None:
