@@ -101,12 +101,44 @@ bench: $(STAMP) ## run the benchmarks, whose numbers the documentation shows
 
 # The scripts run one after another and take minutes each. A script that fails is named at the end,
 # and its earlier entry stays in the gallery. ARGS="--quick" only shows that they run.
-figures: $(STAMP) ## the papers' figures into figures/, and the gallery in examples/README.md
-	@failed=; for script in $$(grep -l 'run(reproduce)' examples/*.py); do \
-	    echo "==== $$script"; \
-	    $(PYTEST_ENV) $(BIN)/python "$$script" --out figures $(ARGS) \
+#
+# PAIR=real runs those that need neither a bundled model nor an SAE, on two models of the hub (or two
+# folders), into figures-real/; the gallery stays as it is. It takes hours on a CPU:
+#   make figures PAIR=real SOURCE=… TARGET=… DOCUMENTS=web.jsonl.gz SENTIMENT=reviews.jsonl.gz \
+#       TOPIC=news.jsonl.gz REAL_SCRIPTS="real_pair stitched_loss"
+PAIR         ?= bundled
+SOURCE       ?= HuggingFaceTB/SmolLM2-135M-Instruct
+TARGET       ?= google/gemma-3-270m
+# The best pair of layers by the survey of these two models (docs/results/real_pair.md).
+SOURCE_LAYER ?= 27
+TARGET_LAYER ?= 15
+DOCUMENTS    ?=
+SENTIMENT    ?=
+TOPIC        ?=
+REAL_SCRIPTS ?= real_pair stitched_loss maps_compared probe_transfer strength concept_directions \
+	map_similarity weak_to_strong l_cross propensity clamp_steering cross_family_baselines
+
+figures: $(STAMP) ## the papers' figures and the gallery; PAIR=real: on two real models
+	@case '$(PAIR)' in \
+	bundled) out=figures; scripts=$$(grep -l 'run(reproduce)' examples/*.py);; \
+	real) out=figures-real; scripts='$(REAL_SCRIPTS:%=examples/%.py)';; \
+	*) echo "error: PAIR=$(PAIR); expected bundled or real" >&2; exit 1;; esac; \
+	failed=; for script in $$scripts; do \
+	    echo "==== $$script"; set --; \
+	    if test '$(PAIR)' = real; then \
+	        set -- --source '$(SOURCE)' --target '$(TARGET)'; \
+	        takes() { grep -q "^    $$1:" "$$script"; }; \
+	        ! takes source_layer || set -- "$$@" --source-layer '$(SOURCE_LAYER)'; \
+	        ! takes target_layer || set -- "$$@" --target-layer '$(TARGET_LAYER)'; \
+	        test -z '$(DOCUMENTS)' || grep -q 'UNUSED.*"documents"' "$$script" \
+	            || set -- "$$@" --documents '$(DOCUMENTS)'; \
+	        test -z '$(SENTIMENT)' || ! takes sentiment || set -- "$$@" --sentiment '$(SENTIMENT)'; \
+	        test -z '$(TOPIC)' || ! takes topic || set -- "$$@" --topic '$(TOPIC)'; \
+	    fi; \
+	    $(PYTEST_ENV) $(BIN)/python "$$script" --out "$$out" "$$@" $(ARGS) \
 	        || failed="$$failed $$script"; done; \
-	case '$(ARGS)' in *--quick*) ;; *) $(BIN)/python -m lrt_lens.reproduction figures;; esac; \
+	case '$(PAIR) $(ARGS)' in real*|*--quick*) ;; \
+	    *) $(BIN)/python -m lrt_lens.reproduction figures;; esac; \
 	test -z "$$failed" || { echo "error: these made no figure:$$failed" >&2; exit 1; }
 
 $(STAMP_DOCS): $(STAMP)

@@ -1,5 +1,9 @@
+from ._probes import probe_figure as probe_figure
+from ._sae import sae_figure as sae_figure
 from ._similarity import similarity_figure as similarity_figure
 from ._similarity import similarity_lines_figure as similarity_lines_figure
+from ._steering import summary_figure as summary_figure
+from ._stitch_loss import stitch_loss_figure as stitch_loss_figure
 from ._template import HIGHLIGHT as HIGHLIGHT
 from ._template import TEMPLATE_NAME as TEMPLATE_NAME
 from ._template import arm_style as arm_style

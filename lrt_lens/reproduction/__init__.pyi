@@ -1,4 +1,5 @@
 from ._concepts import first_items as first_items
+from ._concepts import first_pairs as first_pairs
 from ._concepts import generic_stitch as generic_stitch
 from ._concepts import load_concepts as load_concepts
 from ._options import FigureOptions as FigureOptions
@@ -8,8 +9,11 @@ from ._result import Compared as Compared
 from ._result import Reproduction as Reproduction
 from ._result import Verdict as Verdict
 from ._script import run as run
+from ._stages import Stages as Stages
+from ._statements import capital_statements as capital_statements
 from ._tasks import Task as Task
 from ._tasks import bundled_tasks as bundled_tasks
+from ._tasks import held_out as held_out
 from ._tasks import sae_probes_task as sae_probes_task
 from ._tasks import task_from_file as task_from_file
 from ._topics import Topic as Topic

@@ -88,16 +88,28 @@ def bundled_tasks(map_seed: int) -> list[Task]:
     texts: list[str] = []
     labels: list[str] = []
     for register in ("story", "review"):
-        # Parts from N_FOLDS on are the test fold of a harvest with that seed.
-        unseen = [
-            text
-            for text in demo_documents(register)
-            if part_of(document_key(text, map_seed)) >= N_FOLDS
-        ]
-        # The first 30 words, so that both registers have texts of one length.
-        texts += [" ".join(text.split()[:30]) for text in unseen]
-        labels += [register] * len(unseen)
-    return [sentiment, Task("register", texts, labels)]
+        documents = demo_documents(register)
+        texts += documents
+        labels += [register] * len(documents)
+    # 30 words, so that both registers have texts of one length.
+    return [sentiment, held_out(Task("register", texts, labels), map_seed, n_words=30)]
+
+
+def held_out(task: Task, map_seed: int, *, n_words: int) -> Task:
+    """Return the first words of the texts on which no map of that seed was fitted.
+
+    Args:
+        task: labelled texts, which may be documents of the map's harvest.
+        map_seed: seed of the harvest, which gives the test fold.
+        n_words: number of words that are kept of each text.
+    """
+    # Parts from N_FOLDS on are the test fold of a harvest with that seed.
+    rows = [
+        (" ".join(text.split()[:n_words]), label)
+        for text, label in zip(task.texts, task.labels, strict=True)
+        if part_of(document_key(text, map_seed)) >= N_FOLDS
+    ]
+    return Task(task.name, [text for text, _ in rows], [label for _, label in rows])
 
 
 def sae_probes_task(name: str) -> Task:
