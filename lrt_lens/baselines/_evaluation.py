@@ -77,7 +77,7 @@ from lrt_lens.models._hook_points import EMBED, HookPair
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.models._reading import ShortTexts, readable, row_rule
 from lrt_lens.models._text_codec import text_list
-from lrt_lens.moments._cross_moments import TEST_PARTS, CrossMoments
+from lrt_lens.moments._cross_moments import CrossMoments
 from lrt_lens.moments._scatter import score_map
 from lrt_lens.statistics._bootstrap import Clusters, Resamples, bootstrap_statistic
 from lrt_lens.statistics._classification import auroc, auroc_interval
@@ -307,7 +307,7 @@ def _check_stitches(
 def _prediction(
     stitches: Mapping[str, Stitch], moments: CrossMoments, hooks: HookPair
 ) -> dict[str, dict[str, float]]:
-    test = moments.scatter(hooks, TEST_PARTS)
+    test = moments.scatter(hooks, moments.parts.test)
     rows = {}
     for name, stitch in stitches.items():
         # `down` predicts the source from the target, so the sides of the moments are exchanged.

@@ -51,6 +51,10 @@ class Fit(PairCommand):
 
     It writes moments-i-of-N.safetensors and stops; `lrt-lens merge` continues.
     """
+    n_folds: int = 5
+    """Number of cross-validation folds; moments hold one set of sums for each."""
+    n_test_groups: int = 8
+    """Number of groups of the test fold, for intervals; moments hold one set of sums for each."""
     memory_budget: Annotated[str | None, tyro.conf.arg(metavar="8GB")] = None
     """Memory for the moments of one process.
 
@@ -59,6 +63,11 @@ class Fit(PairCommand):
     """
     dry_run: bool = False
     """Print memory, disk and time that the run needs, from the configs alone, and stop."""
+
+    def check(self) -> None:
+        """Raise ValueError for an option that would fail later, before anything is loaded."""
+        super().check()
+        _ = self.settings
 
     def run(self) -> None:
         """Harvest, fit and write the results; or print the plan."""
@@ -96,7 +105,8 @@ class Fit(PairCommand):
         from lrt_lens.moments._harvest_settings import HarvestSettings
 
         pairs = None if self.pairs is None else _pairs(self.pairs)
-        return HarvestSettings(**self.fields, pairs=pairs)
+        settings = HarvestSettings(**self.fields, pairs=pairs)
+        return replace(settings, n_folds=self.n_folds, n_test_groups=self.n_test_groups)
 
     def _budget(self, wanted: int | None) -> int:
         """Return the memory budget in bytes; by default a quarter of what is free."""

@@ -14,8 +14,10 @@ from ._documents import DocumentSource as DocumentSource
 from ._documents import iterate_documents as iterate_documents
 from ._near_duplicates import NearDuplicates as NearDuplicates
 from ._near_duplicates import near_duplicates as near_duplicates
+from ._parts import DEFAULT_PARTS as DEFAULT_PARTS
 from ._parts import N_FOLDS as N_FOLDS
 from ._parts import N_PARTS as N_PARTS
+from ._parts import Parts as Parts
 from ._parts import document_key as document_key
 from ._parts import exact_key as exact_key
 from ._parts import part_of as part_of

@@ -6,13 +6,14 @@ their tokenizers. Mechanism: `WindowCutter` cuts each document into windows. Wit
 models read the same window, and row k is the same position in both. With two, every window has a
 `Window.counterpart` in the target's tokens, cut at the same characters, whose rows are paired with
 its own in order (`lrt_lens.data._aligned_windows`). The windows of one *part* are gathered in a
-block of about ``block_rows`` unmasked tokens. Parts are the five fitting folds and the eight groups
-of the test fold: a document's hash decides its part, wherever it is in the stream. Each fold gives
-an equal share of ``n_tokens``, and long documents wait (`lrt_lens.data._spreading`). Blocks are
-numbered in the order in which they fill. Their contents depend only on the documents and the plan,
-so processes that share a stream all read it, and each takes some of its blocks; the documents of
-many files may be several streams (`lrt_lens.data._file_shares`). Products, shuffled pairs and rows
-paired with a ``lag`` are always of one block.
+block of about ``block_rows`` unmasked tokens. Parts are the fitting folds and the groups of the
+test fold (`lrt_lens.data._parts`): a document's hash decides its part, wherever it is in the
+stream. The test fold gives a sixth of ``n_tokens`` and the fitting folds equal shares of the
+others, and long documents wait (`lrt_lens.data._spreading`). Blocks are numbered in the order in
+which they fill. Their contents depend only on the documents and the plan, so processes that share a
+stream all read it, and each takes some of its blocks; the documents of many files may be several
+streams (`lrt_lens.data._file_shares`). Products, shuffled pairs and rows paired with a ``lag`` are
+always of one block.
 
     plan = BlockPlan(context_length=256)
     for block in iterate_blocks(documents, model, plan): block.part, block.windows
@@ -37,7 +38,7 @@ from lrt_lens.data._aligned_windows import cut_aligned_windows
 from lrt_lens.data._alignment import Aligner, Alignment, nothing_aligns
 from lrt_lens.data._documents import Document, DocumentReader, Documents, DocumentSource
 from lrt_lens.data._fold_counts import FoldCounts
-from lrt_lens.data._parts import N_FOLDS, N_PARTS, exact_key, part_of
+from lrt_lens.data._parts import DEFAULT_PARTS, Parts, exact_key
 from lrt_lens.data._spreading import TokenBudget
 from lrt_lens.data._windows import (
     MINIMUM_ROWS,
@@ -253,10 +254,13 @@ def iterate_blocks(
 def _fill_blocks(
     documents: Documents, cutter: WindowCutter, corpus: Corpus, *, is_part: bool
 ) -> Iterator[Block]:
-    open_blocks = {part: Block(part) for part in range(N_PARTS)}
+    parts = cutter.plan.parts
+    open_blocks = {part: Block(part, n_parts=parts.n_parts) for part in range(parts.n_parts)}
+    if corpus.folds.parts != parts:
+        corpus.folds = FoldCounts(parts=parts)
     corpus.folds.has_groups = DocumentSource.of(documents).group is not None
     for document, window, begins in _taken_windows(documents, cutter, corpus):
-        part = part_of(document.key)
+        part = parts.of(document.key)
         corpus.folds.add(part, len(window.rows), n_documents=int(begins), unit=document.key)
         if begins:
             corpus.n_capped += document.is_capped
@@ -264,7 +268,7 @@ def _fill_blocks(
         block = open_blocks[part]
         block.add(window, begins=document if begins else None)
         if block.n_rows >= cutter.plan.block_rows:
-            open_blocks[part] = Block(part)
+            open_blocks[part] = Block(part, n_parts=parts.n_parts)
             yield block
     _check_parts(corpus, cutter.plan, is_part=is_part)
     yield from (block for block in open_blocks.values() if block.windows)
@@ -274,11 +278,12 @@ def _taken_windows(
     documents: Documents, cutter: WindowCutter, corpus: Corpus
 ) -> Iterator[tuple[CutDocument, Window, bool]]:
     """Yield (document, window, whether it is the document's first) until the budget is spent."""
-    budget = TokenBudget(cutter.plan, n_shares=N_FOLDS + 1)
+    parts = cutter.plan.parts
+    budget = TokenBudget(cutter.plan, parts.shares)
     for document in _cut_documents(documents, cutter, corpus, budget):
         capped = replace(document, is_capped=budget.is_capped(document))
         # The test groups share one budget, as one fold.
-        windows = budget.take(capped, min(part_of(document.key), N_FOLDS))
+        windows = budget.take(capped, min(parts.of(document.key), parts.n_folds))
         corpus.n_read += 1
         corpus.n_read_tokens, corpus.n_units = budget.n_read, budget.n_units
         yield from ((capped, window, number == 0) for number, window in enumerate(windows))
@@ -338,23 +343,29 @@ def _check_parts(corpus: Corpus, plan: BlockPlan, *, is_part: bool) -> None:
         logger.warning("%s%s", complaint, stopped)
 
 
-def check_folds(documents: Sequence[int] | None, tokens: Sequence[int]) -> None:
+def check_folds(
+    documents: Sequence[int] | None, tokens: Sequence[int], parts: Parts = DEFAULT_PARTS
+) -> None:
     """Refuse an empty fold in a harvest of several streams, and log a warning of uneven folds.
 
-    ``documents`` and ``tokens`` are counts per part; None if the documents are not known.
+    Args:
+        documents: number of documents of each part; None if they are not known.
+        tokens: number of tokens of each part.
+        parts: numbers of folds and test groups.
 
     Raises:
         TooFewDocumentsError: a fold has no document; the message names it.
     """
     if documents is None:
         return
-    counts = FoldCounts(documents=list(documents), tokens=list(tokens))
+    counts = FoldCounts(documents=list(documents), tokens=list(tokens), parts=parts)
     n_documents = counts.table["documents"].to_dict()
     empty = [str(name) for name, number in n_documents.items() if not number]
     if empty:
         raise TooFewDocumentsError(
             f"fold(s) {', '.join(empty)} hold no document: {sum(documents)} document(s) of all "
-            f"files for {N_FOLDS} folds and a test fold; give at least 100 documents"
+            f"files for {parts.n_folds} folds and a test fold; give at least "
+            f"{parts.enough_documents} documents"
         )
     if complaint := counts.complaint:
         logger.warning("%s", complaint)
@@ -397,14 +408,15 @@ def _empty_folds(empty: list[str], corpus: Corpus, plan: BlockPlan) -> TooFewDoc
         )
     if corpus.is_stopped:
         return TooFewDocumentsError(f"{message}{_stopped(corpus)}{masked}, or give more of them")
-    groups, remedy = "", "100 documents (one long text can be split into paragraphs)"
+    enough, n_folds = plan.parts.enough_documents, plan.parts.n_folds
+    groups, remedy = "", f"{enough} documents (one long text can be split into paragraphs)"
     if corpus.folds.has_groups:
         # Documents of a group share a fold, so more documents of these groups would not help.
-        groups, remedy = f" in {corpus.n_units} group(s)", "100 groups, or finer ones"
+        groups, remedy = f" in {corpus.n_units} group(s)", f"{enough} groups, or finer ones"
     elif corpus.n_units < corpus.n_read:
-        groups, remedy = f" of {corpus.n_units} different text(s)", "100 different texts"
+        groups, remedy = f" of {corpus.n_units} different text(s)", f"{enough} different texts"
     return TooFewDocumentsError(
-        f"{message}{corpus.n_read} document(s){groups} for {N_FOLDS} folds and a test"
+        f"{message}{corpus.n_read} document(s){groups} for {n_folds} folds and a test"
         f" fold{masked}; give at least {remedy}"
     )
 

@@ -2,12 +2,14 @@
 
 Problem: every process, shard and later run must assign a document to the same fold, and copies of a
 document to one fold. Mechanism: the key of a document is a hash of its normalised text, or of its
-group, and its part is a function of the key: one of five cross-validation folds, or one of eight
-groups of the test fold.
+group, and its part is a function of the key: one of the cross-validation folds (five by default),
+or one of the groups of the test fold (eight by default). `Parts` holds both numbers. The test fold
+has the same documents, a sixth of all, whatever the numbers are.
 
-    part_of(document_key("Some text.", seed=0))       # 0 … 12
+    part_of(document_key("Some text.", seed=0))       # 0 … 12, with the default numbers
     document_key("some  text", 0) == document_key("Some text.", 0)
     PART_NAMES[5]                                     # "test0"
+    Parts(n_folds=3, n_test_groups=2).of(key)         # 0 … 4
 
 Limits: copies that differ in more than blanks, case and punctuation have other keys
 (`near_duplicates` finds them); two texts that differ only in punctuation are one document.
@@ -17,19 +19,107 @@ import datetime
 import hashlib
 import re
 import unicodedata
+from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
 N_FOLDS = 5
-"""Cross-validation folds."""
+"""Default number of cross-validation folds."""
 N_TEST_GROUPS = 8
-"""Groups of documents inside the test fold, for intervals."""
-N_PARTS = N_FOLDS + N_TEST_GROUPS
-"""Parts in all: the folds, then the groups of the test fold."""
-PART_NAMES = tuple(
-    [f"fold{k}" for k in range(N_FOLDS)] + [f"test{g}" for g in range(N_TEST_GROUPS)]
-)
+"""Default number of groups of documents inside the test fold, for intervals."""
+_MOST_FOLDS, _MOST_TEST_GROUPS = 20, 64
+_TEST_FOLD = 6
+"""One of so many documents is in the test fold."""
+_KEYS_IN_USE = 48
+"""Keys are divided by it before another number of folds is drawn from them: test fold and default
+groups depend on the remainder alone.
+"""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Numbers of cross-validation folds and of groups of the test fold.
+
+    Parts are numbered: first the folds, then the groups of the test fold. A document's part depends
+    on its key and on these numbers; whether it is in the test fold depends on its key alone.
+
+    Raises:
+        ValueError: a number is out of its range.
+    """
+
+    n_folds: int = N_FOLDS
+    """Cross-validation folds, 2 to 20."""
+    n_test_groups: int = N_TEST_GROUPS
+    """Groups of documents inside the test fold, 1 to 64. With one group, scores of the test fold
+    have no intervals.
+    """
+
+    def __post_init__(self) -> None:
+        ranges = {"n_folds": (2, _MOST_FOLDS), "n_test_groups": (1, _MOST_TEST_GROUPS)}
+        for name, (least, most) in ranges.items():
+            number: Any = getattr(self, name)
+            is_number = isinstance(number, int | float | np.integer | np.floating)
+            is_whole = is_number and not isinstance(number, bool) and number == number // 1
+            if not is_whole or not least <= number <= most:
+                raise ValueError(
+                    f"{name} is {number!r}; expected a whole number from {least} to {most}: give "
+                    f"such a number, or leave {name} out for {getattr(type(self), name)}"
+                )
+            object.__setattr__(self, name, int(number))
+
+    @property
+    def n_parts(self) -> int:
+        """Number of parts: folds and groups."""
+        return self.n_folds + self.n_test_groups
+
+    @property
+    def fit(self) -> tuple[int, ...]:
+        """Numbers of the parts on which maps are fitted and chosen: the folds."""
+        return tuple(range(self.n_folds))
+
+    @property
+    def test(self) -> tuple[int, ...]:
+        """Numbers of the parts that are only scored: the groups of the test fold."""
+        return tuple(range(self.n_folds, self.n_parts))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the parts in files: ``fold0``, ``fold1``, …, ``test0``, ``test1``, …."""
+        groups = range(self.n_test_groups)
+        return (*(f"fold{k}" for k in self.fit), *(f"test{g}" for g in groups))
+
+    @property
+    def shares(self) -> tuple[Fraction, ...]:
+        """Expected share of the documents in each fold, and at the end in the whole test fold."""
+        of_fold = Fraction(_TEST_FOLD - 1, _TEST_FOLD * self.n_folds)
+        return (*(of_fold,) * self.n_folds, Fraction(1, _TEST_FOLD))
+
+    @property
+    def enough_documents(self) -> int:
+        """Number of documents among which hardly any fold is empty."""
+        # Among 100, one of six shares of 1/6 is empty with probability 6·(5/6)¹⁰⁰ = 7e-8; among
+        # 400, one of the smallest shares, 20 of 1/24, with 20·(23/24)⁴⁰⁰ = 8e-7.
+        return max(100, 20 * self.n_folds)
+
+    def of(self, key: int) -> int:
+        """Return the part of the document with this key."""
+        # The sixth remainder is the test fold; its group is ⌊key / 6⌋ mod n_test_groups: other
+        # digits of the hash, so that the group does not depend on the fold.
+        fold = key % _TEST_FOLD
+        if fold == _TEST_FOLD - 1:
+            return self.n_folds + key // _TEST_FOLD % self.n_test_groups
+        # The other five remainders are the five default folds.
+        return fold if self.n_folds == N_FOLDS else key // _KEYS_IN_USE % self.n_folds
+
+
+DEFAULT_PARTS = Parts()
+"""Five folds, and eight groups of the test fold."""
+N_PARTS = DEFAULT_PARTS.n_parts
+"""Default number of parts: the folds, then the groups of the test fold."""
+PART_NAMES = DEFAULT_PARTS.names
+"""Names of the default parts."""
 
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
 """Soft hyphen, zero-width characters, marks of direction, and the byte order mark."""
@@ -88,8 +178,9 @@ def exact_key(text: str, seed: int) -> int:
 
 
 def part_of(key: int) -> int:
-    """Return the part of the document with this key: 0 to 4 are folds, 5 to 12 test groups."""
-    # fold = key mod 6, the sixth value is the test fold; group = ⌊key / 6⌋ mod 8: other digits of
-    # the hash, so that the test group does not depend on the fold.
-    fold, group = key % (N_FOLDS + 1), (key // (N_FOLDS + 1)) % N_TEST_GROUPS
-    return fold if fold < N_FOLDS else N_FOLDS + group
+    """Return the default part of the document with this key: 0 to 4 are folds, 5 to 12 test groups.
+
+    `Parts.of` has other numbers of folds and groups. A part of 5 or more is the test fold, whose
+    documents are the same for all of them.
+    """
+    return DEFAULT_PARTS.of(key)

@@ -6,7 +6,7 @@ copies of one text, in a table in which they follow each other. Mechanism: docum
 group, or copies) are a *unit*. Each unit first gives at most a cap of tokens, and each fold at most
 its share of ``n_tokens``. What remains waits, and reading goes on. If the documents end before
 ``n_tokens`` are reached, waiting windows follow in rounds, one window per unit and round, from the
-fold with the fewest tokens first. The fold of a document still depends on the document alone.
+fold that lacks most of its share first. The fold of a document still depends on the document alone.
 
     budget = TokenBudget(BlockPlan(n_tokens=14_000, max_document_tokens="auto"))
     now = budget.take(document, share=0)         # windows to use at once
@@ -19,8 +19,9 @@ Reading stops if no new unit comes for twice ``n_tokens``, and at least a millio
 
 import heapq
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 import numpy as np
 
@@ -32,8 +33,6 @@ _MOST_WAITING = 10_000_000
 """Largest number of tokens that wait, about 80 MB."""
 _READ_AHEAD = 2
 """Multiple of ``n_tokens`` after which no document is read for a fold that is not full."""
-_ENOUGH_UNITS = 100
-"""Units among which hardly any fold is empty: 6 · (5/6)¹⁰⁰ = 7e-8."""
 _PATIENCE = 1_000_000
 """Fewest tokens without a new unit after which no document is read."""
 _COUNTED_UNITS = 1_000_000
@@ -109,22 +108,30 @@ class _Queue:
 class TokenBudget:
     """Tokens that each unit and each fold may give; it counts those that were taken."""
 
-    def __init__(self, plan: BlockPlan, n_shares: int = 1) -> None:
-        """Begin an empty budget; ``n_shares`` folds share ``plan.n_tokens`` equally."""
-        self.n_tokens = plan.n_tokens
+    def __init__(self, plan: BlockPlan, shares: Sequence[Fraction] = (Fraction(1),)) -> None:
+        """Begin an empty budget; ``shares`` are the shares of the folds in ``plan.n_tokens``."""
+        self.n_tokens, self.shares = plan.n_tokens, [float(share) for share in shares]
+        # The product is rounded once, as a division by the number of equal shares is.
+        self.quotas = [
+            float("inf") if plan.n_tokens is None else float(plan.n_tokens * share)
+            for share in shares
+        ]
+        """Unmasked tokens at which each share is full."""
         given = plan.max_document_tokens
         self._strict = given if isinstance(given, int) else None
         """Largest number of tokens per document, as given; no document ever gives more."""
         is_automatic = given == "auto" and plan.n_tokens is not None
         self._soft = -(-plan.n_tokens // _UNITS) if is_automatic and plan.n_tokens else None
         """Number of tokens after which the other windows of a unit wait."""
-        self.rows = [0] * n_shares
+        self._enough_units = plan.parts.enough_documents
+        """Units among which hardly any fold is empty."""
+        self.rows = [0] * len(shares)
         """Unmasked tokens taken so far, by share."""
         self.n_read = 0
         """Unmasked tokens of the documents read so far."""
         self.n_units = 0
         """Number of units so far."""
-        self._queues = [_Queue() for _ in range(n_shares)]
+        self._queues = [_Queue() for _ in shares]
         self._offered: dict[int, int] = {}
         """Tokens that each unit has offered at once, by key."""
         self._n_waiting: dict[int, int] = {}
@@ -132,17 +139,13 @@ class TokenBudget:
         self._n_seen, self._n_since_new_unit = 0, 0
 
     @property
-    def quota(self) -> float:
-        """Unmasked tokens at which a share is full."""
-        return float("inf") if self.n_tokens is None else self.n_tokens / len(self.rows)
-
-    @property
     def is_full(self) -> bool:
         """True if no further document should be read."""
         if self.n_tokens is None:
             return False
-        enough = self._n_seen >= _READ_AHEAD * self.n_tokens and self.n_units >= _ENOUGH_UNITS
-        return min(self.rows) >= self.quota or enough or self.is_without_new_units
+        enough = self._n_seen >= _READ_AHEAD * self.n_tokens and self.n_units >= self._enough_units
+        full = all(rows >= quota for rows, quota in zip(self.rows, self.quotas, strict=True))
+        return full or enough or self.is_without_new_units
 
     @property
     def is_without_new_units(self) -> bool:
@@ -172,8 +175,8 @@ class TokenBudget:
             offered = _until(windows, self._soft - self._offered[document.key])
         size = sum(len(window.rows) for window in offered)
         self._offered[document.key] += size
-        self._n_seen += size if self._soft is not None else int(min(size, self.quota))
-        now = _until(offered, self.quota - self.rows[share])
+        self._n_seen += size if self._soft is not None else int(min(size, self.quotas[share]))
+        now = _until(offered, self.quotas[share] - self.rows[share])
         self.rows[share] += sum(len(window.rows) for window in now)
         for number, window in enumerate(windows[len(now) :]):
             begins = not now and number == 0
@@ -183,14 +186,14 @@ class TokenBudget:
     def rest(self) -> Iterator[tuple[CutDocument, Window, bool]]:
         """Yield (document, window, whether it is the document's first), until n_tokens are reached.
 
-        One window per unit and round, from the share with the fewest tokens first.
+        One window per unit and round, from the share that has the least of its tokens first.
         """
         waiting_in = [queue.in_order() for queue in self._queues]
         while self.n_tokens is not None and sum(self.rows) < self.n_tokens:
             shares = [share for share, queue in enumerate(self._queues) if queue.n_tokens]
             if not shares:
                 return
-            share = min(shares, key=self.rows.__getitem__)
+            share = min(shares, key=lambda one: self.rows[one] / self.shares[one])
             waiting = next(waiting_in[share])
             self.rows[share] += len(waiting.rows)
             yield waiting.document, waiting.window, waiting.begins
@@ -218,7 +221,8 @@ class TokenBudget:
         while sum(queue.n_tokens for queue in self._queues) > min(
             self.n_tokens or 0, _MOST_WAITING
         ):
-            max(self._queues, key=lambda queue: queue.n_tokens).drop_last()
+            waiting_by_share = zip(self._queues, self.shares, strict=True)
+            max(waiting_by_share, key=lambda one: one[0].n_tokens / one[1])[0].drop_last()
 
 
 def _until(windows: list[Window], n_rows: float | int) -> list[Window]:

@@ -19,7 +19,7 @@ from typing import Literal
 
 import numpy as np
 
-from lrt_lens.data._parts import N_PARTS
+from lrt_lens.data._parts import DEFAULT_PARTS, N_PARTS, Parts
 from lrt_lens.models._text_reader import SKIP_FIRST, TextReader, special_tokens, unmasked
 
 
@@ -88,6 +88,8 @@ class BlockPlan:
     """Seed of the hash that assigns documents to folds."""
     lag: int = 0
     """Off-by-one control: each source row is paired with the target row this many rows later."""
+    parts: Parts = DEFAULT_PARTS
+    """Numbers of folds and test groups; they decide the part of each block."""
 
 
 @dataclass(frozen=True)
@@ -200,6 +202,8 @@ class Block:
     """Number of those documents that are longer than the cap of tokens per document."""
     aligned: Aligned | None = None
     """Counts of aligned positions in those documents; None if both models read the same tokens."""
+    n_parts: int = N_PARTS
+    """Number of parts into which the documents are divided."""
 
     def add(self, window: Window, begins: CutDocument | None = None) -> None:
         """Append a window; ``begins`` is its document if it is the document's first window."""
@@ -215,7 +219,7 @@ class Block:
     @property
     def part_documents(self) -> tuple[int, ...]:
         """Number of documents that begin in this block, by part."""
-        return tuple(self.n_documents * (part == self.part) for part in range(N_PARTS))
+        return tuple(self.n_documents * (part == self.part) for part in range(self.n_parts))
 
     @property
     def fingerprint(self) -> int:

@@ -1,5 +1,4 @@
 from ._checkpoint import remove_checkpoints as remove_checkpoints
-from ._cross_moments import FIT_PARTS as FIT_PARTS
 from ._cross_moments import TEST_PARTS as TEST_PARTS
 from ._cross_moments import CrossMoments as CrossMoments
 from ._harvest_settings import HarvestSettings as HarvestSettings
@@ -10,6 +9,7 @@ from ._plan import ModelShape as ModelShape
 from ._plan import plan_harvest as plan_harvest
 from ._provenance import Provenance as Provenance
 from ._scale_out import merge_shards as merge_shards
+from ._scatter import FIT_PARTS as FIT_PARTS
 from ._scatter import MapScore as MapScore
 from ._scatter import Scatter as Scatter
 from ._scatter import score_map as score_map

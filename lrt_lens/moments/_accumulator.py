@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from lrt_lens._tensor_files import mapped_tensors, refuse_other_shape, refuse_values, write_tensors
-from lrt_lens.data._parts import N_FOLDS
+from lrt_lens.data._parts import Parts
 from lrt_lens.models._hook_points import SOURCE, TARGET, HookPair, hooks_of, with_token
 from lrt_lens.moments._heavy_rows import RowName, heavy_rows, with_heaviest
 from lrt_lens.moments._provenance import Provenance
@@ -79,7 +79,7 @@ class Accumulator(ABC):
         """Add paired rows of one part.
 
         Args:
-            part: number of the part in `lrt_lens.data._parts`, 0 to 12.
+            part: number of the part, as `Parts.of` of `parts` returns it.
             x: ``{source hook point: [row, d]}``.
             y: ``{target hook point: [row, d]}``.
             pairing: [row], index of the row of ``y`` that is paired with each row of ``x`` in the
@@ -115,6 +115,11 @@ class Accumulator(ABC):
             )
 
     @property
+    def parts(self) -> Parts:
+        """Numbers of folds and of groups of the test fold, which decide the part of a document."""
+        return self.provenance.parts
+
+    @property
     def kept_pairs(self) -> tuple[HookPair, ...]:
         """Hook pairs that have sums: ``pairs``, and token identity with each target."""
         return with_token(self.pairs, self.token_hook)
@@ -137,7 +142,7 @@ class Accumulator(ABC):
     @property
     def n_fit(self) -> int:
         """Number of rows in the folds that fit."""
-        return int(self.n[:N_FOLDS].sum())
+        return int(self.n[: self.parts.n_folds].sum())
 
     def record_heaviest(
         self, longest: Mapping[str, tuple[float, int] | None], name: RowName | None

@@ -120,6 +120,7 @@ def provenance_of(
         versions=package_versions(),
         fold_rule=BY_TEXT if group is None else BY_GROUP,
         group_column=group_column(group),
+        parts=plan.parts,
         **fields,
     )
 

@@ -59,7 +59,7 @@ from lrt_lens.errors import FileFormatError, MismatchError
 from lrt_lens.moments._accumulator import ORIGIN, Accumulator, add_stored, origin_of
 from lrt_lens.moments._interrupts import Interrupts
 from lrt_lens.moments._layout import read_provenance
-from lrt_lens.moments._provenance import Provenance
+from lrt_lens.moments._provenance import UNSTORED, Provenance
 from lrt_lens.moments._rank_lock import RankLock
 
 logger = logging.getLogger(__name__)
@@ -428,8 +428,8 @@ def remove_checkpoints(folder: Path) -> None:
 def refuse_other_run(metadata: dict[str, str], arguments: dict[str, Any], path: Path) -> None:
     """Raise MismatchError if a file was begun with other arguments; at most four are named."""
     # Through JSON, which turns tuples into lists, as in the file.
-    theirs = _flat(json_object(path, metadata.get("arguments"), "'arguments'"))
-    ours = _flat(json.loads(json.dumps(arguments)))
+    theirs = _flat(UNSTORED | json_object(path, metadata.get("arguments"), "'arguments'"))
+    ours = _flat(UNSTORED | json.loads(json.dumps(arguments)))
     differing = [
         f"{name} was {_short(theirs.get(name))} and is {_short(ours.get(name))}"
         for name in ours | theirs

@@ -3,8 +3,8 @@
 Problem: fitting and scoring many maps on the activations of two models would need all rows for each
 map. Mechanism: a linear map and its held-out error depend on the data only through second moments,
 so one pass over both models is enough for all maps, penalties, hook pairs and held-out scores.
-`CrossMoments` holds, for each *part* of the documents (five folds that fit, eight groups that test;
-see `lrt_lens.data._documents`) and about a fixed shift of each hook point:
+`CrossMoments` holds, for each *part* of the documents (by default five folds that fit and eight
+groups that test; see `lrt_lens.data._parts`) and about a fixed shift of each hook point:
 
     n, Σx, Σy, Σxxᵀ, Σyyᵀ, Σxyᵀ     products in float32 or float64, sums in float64
 
@@ -40,7 +40,7 @@ from lrt_lens._byte_sizes import human_bytes
 from lrt_lens._late import implementation
 from lrt_lens._repr_html import card, facts, table
 from lrt_lens.data._fold_counts import fold_table
-from lrt_lens.data._parts import N_FOLDS, N_PARTS, N_TEST_GROUPS
+from lrt_lens.data._parts import DEFAULT_PARTS, Parts
 from lrt_lens.errors import MismatchError, TooFewDocumentsError
 from lrt_lens.models._hook_points import HookPair
 from lrt_lens.moments._accumulator import Accumulator, by_role
@@ -55,19 +55,13 @@ from lrt_lens.moments._heavy_rows import RowName, document_row, trace_about_mean
 from lrt_lens.moments._layout import MOMENTS_SCHEMA, MomentFile, Sums, to_metadata, to_tensors
 from lrt_lens.moments._provenance import Provenance
 from lrt_lens.moments._row_keys import document_keys, parts_of
-from lrt_lens.moments._scatter import (
-    FIT_PARTS,
-    Scatter,
-    SecondMoment,
-    SideMoments,
-    cross_about,
-    part_sum,
-)
+from lrt_lens.moments._scatter import Scatter, SecondMoment, SideMoments, cross_about, part_sum
 from lrt_lens.moments._sketches import SKETCH_WIDTH, orthonormal_columns
 
 logger = logging.getLogger(__name__)
 
-TEST_PARTS = tuple(range(N_FOLDS, N_PARTS))
+TEST_PARTS = DEFAULT_PARTS.test
+"""Default parts of the documents that are only scored."""
 NULL_FIT, NULL_TEST = 0, 1
 _ROWS_AT_ONCE = 4096
 
@@ -94,8 +88,8 @@ class CrossMoments(Accumulator):
     """
     provenance: Provenance = field(default_factory=Provenance)
     """Models, texts and settings."""
-    n: Tensor = field(default_factory=lambda: torch.zeros(N_PARTS, dtype=torch.float64))
-    """Number of rows [part]."""
+    n: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
+    """Number of rows [part]; zeros if none are given."""
     source: dict[str, SideMoments] = field(default_factory=dict)
     """Moments of each source hook point; empty before the first row."""
     target: dict[str, SideMoments] = field(default_factory=dict)
@@ -112,6 +106,8 @@ class CrossMoments(Accumulator):
         self.refuse_other_precision()
         if self.null not in ("none", "sketch", "full"):
             raise ValueError(f"null is {self.null!r}; expected 'none', 'sketch' or 'full'")
+        if not len(self.n):
+            self.n = self.n.new_zeros(self.parts.n_parts)
 
     # --------------------------------------------------------------------------------- accumulation
 
@@ -126,6 +122,7 @@ class CrossMoments(Accumulator):
         target_hook: str = "target",
         moment_dtype: torch.dtype = torch.float32,
         seed: int = 0,
+        parts: Parts = DEFAULT_PARTS,
     ) -> "CrossMoments":
         """Return the moments of activations from any library, row by row paired.
 
@@ -140,6 +137,7 @@ class CrossMoments(Accumulator):
             target_hook: name of the target hook point.
             moment_dtype: precision of products.
             seed: seed of the parts.
+            parts: numbers of folds and of groups of the test fold.
 
         Raises:
             ValueError: there are no rows, or x, y and documents differ in length.
@@ -148,7 +146,7 @@ class CrossMoments(Accumulator):
         moments = cls(
             pairs=((source_hook, target_hook),),
             moment_dtype=moment_dtype,
-            provenance=Provenance(seed=seed),
+            provenance=Provenance(seed=seed, parts=parts),
         )
         moments.update(x, y, documents=documents)
         moments.warn_of_heavy_rows()
@@ -175,7 +173,8 @@ class CrossMoments(Accumulator):
             )
         if not len(x):
             raise ValueError("x and y have no rows; expected one row per token")
-        parts = torch.from_numpy(parts_of(document_keys(documents, self.provenance.seed)))
+        keys = document_keys(documents, self.provenance.seed)
+        parts = torch.from_numpy(parts_of(keys, self.parts))
         before = self.n_tokens
         (source_hook, target_hook) = self.pairs[0]
         self._make_ready({source_hook: x}, {target_hook: y})
@@ -197,7 +196,7 @@ class CrossMoments(Accumulator):
         """Add paired rows of one part.
 
         Args:
-            part: number of the part, 0 to 12.
+            part: number of the part, as `Parts.of` of `parts` returns it.
             x: ``{source hook point: [row, d]}``.
             y: ``{target hook point: [row, d]}``.
             pairing: [row], index of the row of ``y`` that is paired with each row of ``x`` in the
@@ -247,7 +246,7 @@ class CrossMoments(Accumulator):
             #       Σ(x_i − cₓ)(y_π(i) − c_y)ᵀQ, whose size does not grow with d_target
             shuffled = {hook: self._sketched(hook, rows)[pairing] for hook, rows in light_y.items()}
             for (s, t), product in cross_products(self.pairs, light_x, shuffled):
-                null = self.cross_null[s, t][NULL_FIT if part < N_FOLDS else NULL_TEST]
+                null = self.cross_null[s, t][NULL_FIT if part in self.parts.fit else NULL_TEST]
                 null += product
                 if not (rows_x[s].is_plain and rows_y[t].is_plain):
                     null += rows_x[s].rest(rows_y[t], pairing, self.sketch(t))
@@ -259,7 +258,8 @@ class CrossMoments(Accumulator):
         longest, n_rows = {}, 0
         for role, side in (("source", self.source), ("target", self.target)):
             for hook, block in blocks[role].items():
-                side[hook].add(part, block.sums(), block.raw)
+                raw = block.raw if part in self.parts.fit else None
+                side[hook].add(part, block.sums(), raw)
                 n_rows = len(block.raw)
                 longest[f"{role} {hook}"] = block.heaviest()
         self.record_heaviest(longest, name)
@@ -288,15 +288,16 @@ class CrossMoments(Accumulator):
 
         All shards and ranks of one run use the same shifts.
         """
-        self.source = {hook: SideMoments.zeros(shift) for hook, shift in x.items()}
-        self.target = {hook: SideMoments.zeros(shift) for hook, shift in y.items()}
+        n_parts = self.parts.n_parts
+        self.source = {hook: SideMoments.zeros(shift, n_parts) for hook, shift in x.items()}
+        self.target = {hook: SideMoments.zeros(shift, n_parts) for hook, shift in y.items()}
         # Sums are float64 on the device of the rows; adding to them moves no data.
         device = next(iter(self.source.values())).shift.device
         self.n = self.n.to(device)
         zeros = {"dtype": torch.float64, "device": device}
         for s, t in self.kept_pairs:
             d_s, d_t = len(self.source[s].shift), len(self.target[t].shift)
-            self.cross[s, t] = torch.zeros(N_PARTS, d_s, d_t, **zeros)
+            self.cross[s, t] = torch.zeros(n_parts, d_s, d_t, **zeros)
             if self.null != "none" and (s, t) in self.pairs:
                 self.cross_null[s, t] = torch.zeros(2, d_s, self._null_width(d_t), **zeros)
 
@@ -329,7 +330,8 @@ class CrossMoments(Accumulator):
     @property
     def folds(self) -> pd.DataFrame:
         """Number of documents (NA if unknown), tokens and share of tokens of each fold."""
-        return fold_table(self.provenance.part_documents, [int(n) for n in self.n])
+        tokens = [int(n) for n in self.n]
+        return fold_table(self.provenance.part_documents, tokens, self.parts)
 
     @property
     def n_bytes(self) -> int:
@@ -383,7 +385,7 @@ class CrossMoments(Accumulator):
                 "these moments hold no shuffled pairs; harvest with null=True "
                 "(activations of your own have none)"
             )
-        parts = TEST_PARTS if test else FIT_PARTS
+        parts = self.parts.test if test else self.parts.fit
         truth, index = self.scatter(hook_pair, parts), list(parts)
         source, target = hook_pair
         x, y, basis = self.source[source], self.target[target], self.sketch(target)
@@ -424,13 +426,13 @@ class CrossMoments(Accumulator):
             for side, others in ((self.source, other.source), (self.target, other.target))
         )
         # `cross` has one slice per part; the null has two: the fitting folds and the test fold.
-        single_parts = [(part,) for part in range(N_PARTS)]
+        single_parts = [(part,) for part in range(self.parts.n_parts)]
         cross = {
             hook_pair: self.cross[hook_pair]
             + self._reshifted(other, hook_pair, other.cross[hook_pair], other.n, single_parts)
             for hook_pair in self.kept_pairs
         }
-        theirs, groups = other.cross_null, (FIT_PARTS, TEST_PARTS)
+        theirs, groups = other.cross_null, (self.parts.fit, self.parts.test)
         n_null = torch.stack([other.n[list(parts)].sum() for parts in groups])
         cross_null = {
             hook_pair: null
@@ -497,7 +499,8 @@ class CrossMoments(Accumulator):
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the sums by their names in a file, as views of these moments' own storage."""
-        return to_tensors(Sums(self.n, self.source, self.target, self.cross, self.cross_null))
+        sums = Sums(self.n, self.source, self.target, self.cross, self.cross_null)
+        return to_tensors(sums, self.parts)
 
     def metadata(self) -> dict[str, str]:
         """Return the metadata of these moments in a file."""
@@ -523,7 +526,7 @@ class CrossMoments(Accumulator):
         null = f", null {self.null!r}" if self.cross_null else ""
         return (
             f"CrossMoments({self.n_tokens:,} tokens, {len(self.pairs)} pairs, "
-            f"{N_FOLDS} folds + test in {N_TEST_GROUPS} groups{null})"
+            f"{self.parts.n_folds} folds + test in {self.parts.n_test_groups} groups{null})"
         )
 
     def _repr_html_(self) -> str:
@@ -540,8 +543,8 @@ class CrossMoments(Accumulator):
             "documents": origin.n_documents or None,
             "longer than the cap": origin.n_capped or None,
             "pairs": len(self.pairs),
-            "folds": f"{N_FOLDS} that fit ({self.n_fit:,} tokens), "
-            f"{N_TEST_GROUPS} groups that test ({self.n_tokens - self.n_fit:,})",
+            "folds": f"{self.parts.n_folds} that fit ({self.n_fit:,} tokens), "
+            f"{self.parts.n_test_groups} groups that test ({self.n_tokens - self.n_fit:,})",
             "shuffled pairs": self.null,
             "size": human_bytes(self.n_bytes),
             "corpus": origin.corpus or None,

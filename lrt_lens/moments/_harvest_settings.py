@@ -17,7 +17,7 @@ import torch
 
 from lrt_lens._numbers import checked_whole, shown_number
 from lrt_lens._settings import Settings
-from lrt_lens.data._parts import N_FOLDS
+from lrt_lens.data._parts import DEFAULT_PARTS, N_FOLDS, N_TEST_GROUPS, Parts
 from lrt_lens.data._windows import MINIMUM_ROWS, Share
 from lrt_lens.models._hook_points import Layers
 from lrt_lens.models._text_reader import SKIP_FIRST
@@ -48,8 +48,9 @@ class HarvestSettings(Settings):
     pairs: Sequence[tuple[int | str, int | str]] | None = None
     """Hook pairs (source, target) instead of all of these layers, such as ``survey.best(8)``."""
     n_tokens: int | None = 200_000
-    """Unmasked tokens after which no further document is read; None reads all documents. Each fold
-    gives a sixth of them, as far as its documents last.
+    """Unmasked tokens after which no further document is read; None reads all documents. The
+    test fold gives a sixth of them and the fitting folds equal shares of the others, as far as
+    their documents last.
     """
     max_document_tokens: int | Literal["auto"] | None = "auto"
     """Largest number of unmasked tokens per document. ``"auto"``: a 200th of ``n_tokens``, at least
@@ -68,6 +69,14 @@ class HarvestSettings(Settings):
     """Tokens per window, BOS included; cut to the length that both models can read."""
     seed: int = 0
     """Seed of the folds and of the shuffled pairs."""
+    n_folds: int = N_FOLDS
+    """Cross-validation folds, 2 to 20. Moments hold one set of sums per fold and per test group,
+    and take memory in proportion. The test fold has the same documents for any number.
+    """
+    n_test_groups: int = N_TEST_GROUPS
+    """Groups of documents inside the test fold, 1 to 64, for intervals of its scores. With one
+    group these are NaN.
+    """
     null: Null = True
     """Cross-moments of shuffled pairs. True: whole for small grids and sketched for large ones;
     ``"full"`` or ``"sketch"`` in either case; False or ``"none"``: no null.
@@ -111,6 +120,9 @@ class HarvestSettings(Settings):
                 continue
             number = checked_whole(name, getattr(self, name), least=least)
             object.__setattr__(self, name, number)
+        parts = self.parts
+        object.__setattr__(self, "n_folds", parts.n_folds)
+        object.__setattr__(self, "n_test_groups", parts.n_test_groups)
         refuse_short_windows(self.context_length, self.skip_first)
         cap = checked_cap(self.max_document_tokens)
         object.__setattr__(self, "max_document_tokens", cap)
@@ -126,10 +138,17 @@ class HarvestSettings(Settings):
                 f"null is {self.null!r}; expected True, False, 'full', 'sketch' or 'none'"
             )
 
+    @property
+    def parts(self) -> Parts:
+        """Parts of the documents that these numbers of folds and groups make."""
+        return Parts(self.n_folds, self.n_test_groups)
+
 
 @dataclass(frozen=True)
 class SurveySettings(HarvestSettings):
     """Settings of a survey: those of a harvest, and the numbers of random columns.
+
+    A survey always has the default folds, and one part for the whole test fold.
 
     Raises:
         ValueError: a value is out of its range.
@@ -148,6 +167,12 @@ class SurveySettings(HarvestSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.parts != DEFAULT_PARTS:
+            raise ValueError(
+                f"n_folds is {self.n_folds} and n_test_groups {self.n_test_groups}; a survey "
+                f"always has {N_FOLDS} folds and the whole test fold: leave both out, and give "
+                "them to the harvest that follows (its test fold has the same documents)"
+            )
         object.__setattr__(self, "columns", checked_whole("columns", self.columns, least=2))
         if self.source_columns is not None:
             number = checked_whole("source_columns", self.source_columns, least=1)

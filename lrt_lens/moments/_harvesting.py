@@ -33,7 +33,6 @@ from lrt_lens._settings import resolve, takes
 from lrt_lens.data._blocks import check_folds, iterate_blocks, running_ahead
 from lrt_lens.data._documents import Documents, DocumentSource
 from lrt_lens.data._file_shares import FileShares
-from lrt_lens.data._parts import N_PARTS
 from lrt_lens.data._windows import Block, BlockPlan, Share, Window, shuffled_rows
 from lrt_lens.errors import NonFiniteError
 from lrt_lens.models._far_norms import FarNorms
@@ -113,7 +112,8 @@ def harvest(
         checkpoint_every: seconds between two checkpoints; longer if writing would otherwise take
             more than 5 % of the time.
         on_block: called with each block that this process harvests.
-        cache: folder for an `ActivationCache` of the same rows; resumes like the checkpoint.
+        cache: folder for an `ActivationCache` of the same rows; resumes like the checkpoint. It
+            needs the default numbers of folds and test groups.
         cache_dtype: precision of the cached rows.
         progress: show a progress bar.
         **options: fields of `HarvestSettings` as keywords; they replace those of ``settings``.
@@ -210,6 +210,7 @@ def settle(
         block_rows=rows_of_block(settings.block_rows, pairs, token_hook, *widths),
         seed=settings.seed,
         lag=settings.lag,
+        parts=settings.parts,
     )
     return HarvestRun(
         models=pair,
@@ -269,7 +270,7 @@ class HarvestRun:
     @property
     def arguments(self) -> dict[str, Any]:
         """JSON values that must be equal in all ranks of a run and in a run that resumes it."""
-        fields = asdict(self.provenance)
+        fields = self.provenance.stored
         compared = {name: value for name, value in fields.items() if name not in _NOT_COMPARED}
         return (
             compared
@@ -336,7 +337,8 @@ class HarvestRun:
             return SurveyMoments(
                 self.pairs, self.token_hook, self.moment_dtype, self.sketch, self.provenance
             )
-        n_bytes = moment_bytes(self.pairs, self.token_hook, self.null, *widths)
+        n_parts = self.plan.parts.n_parts
+        n_bytes = moment_bytes(self.pairs, self.token_hook, self.null, *widths, n_parts)
         refuse_more_than_there_is(sum(n_bytes.values()), available_memory(device), device)
         return CrossMoments(
             self.pairs, self.token_hook, self.moment_dtype, self.null, self.provenance
@@ -449,10 +451,10 @@ def check_whole(moments: Accumulator) -> None:
         TooFewDocumentsError: a fold has no document; the message names it.
     """
     if moments.provenance.file_shares is not None:
-        tokens = [int(number) for number in moments.n.tolist()]
+        tokens, parts = [int(number) for number in moments.n.tolist()], moments.parts
         # Those of a survey have one test part.
-        tokens += [0] * (N_PARTS - len(tokens))
-        check_folds(moments.provenance.part_documents, tokens)
+        tokens += [0] * (parts.n_parts - len(tokens))
+        check_folds(moments.provenance.part_documents, tokens, parts)
 
 
 @dataclass(frozen=True)

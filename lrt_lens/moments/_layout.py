@@ -1,6 +1,7 @@
 """Names of the tensors and metadata in a file of cross-moments.
 
-A file holds, for each part of the documents (``fold0`` … ``fold4``, ``test0`` … ``test7``):
+A file holds, for each part of the documents (by default ``fold0`` … ``fold4``, ``test0`` …
+``test7``):
 
     PART/n    PART/sum/ROLE/HOOK    PART/second/ROLE/HOOK    PART/cross/SOURCE/TARGET
 
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from lrt_lens._stored_fields import json_object, stored_value
 from lrt_lens._tensor_files import TensorFile, mapped_tensors, read_tensor_file
-from lrt_lens.data._parts import N_PARTS, PART_NAMES
+from lrt_lens.data._parts import Parts
 from lrt_lens.errors import FileFormatError
 from lrt_lens.models._belonging import refuse_impossible_hook
 from lrt_lens.models._hook_points import SOURCE, TARGET, HookPair, hooks_of
@@ -36,7 +37,7 @@ MOMENTS_SCHEMA = "lrt_lens.moments/1"
 class Sums:
     """The sums of one harvest; see `lrt_lens.moments.CrossMoments` for the shape of each."""
 
-    n: Tensor = field(default_factory=lambda: torch.zeros(N_PARTS, dtype=torch.float64))
+    n: Tensor
     """Number of rows [part]."""
     source: dict[str, SideMoments] = field(default_factory=dict)
     target: dict[str, SideMoments] = field(default_factory=dict)
@@ -44,14 +45,14 @@ class Sums:
     cross_null: dict[HookPair, Tensor] = field(default_factory=dict)
 
 
-def to_tensors(sums: Sums) -> dict[str, Tensor]:
-    """Return the sums by their names in a file.
+def to_tensors(sums: Sums, parts: Parts) -> dict[str, Tensor]:
+    """Return the sums by their names in a file, which name the ``parts``.
 
     The tensors are views: writing into them changes the sums.
     """
     tensors: dict[str, Tensor] = {}
     sides = (("source", sums.source), ("target", sums.target))
-    for k, part in enumerate(PART_NAMES):
+    for k, part in enumerate(parts.names):
         # Indexing the first axis gives views, so nothing is copied.
         tensors[f"{part}/n"] = sums.n[k]
         for role, side in sides:
@@ -145,8 +146,10 @@ class MomentFile:
         # Each part is let go of when it is stacked, so that nothing is in memory twice.
         self.file.tensors.clear()
 
+        names = self.settings["provenance"].parts.names
+
         def parts(name: str) -> Tensor:
-            return torch.stack([tensors.pop(f"{part}/{name}") for part in PART_NAMES])
+            return torch.stack([tensors.pop(f"{part}/{name}") for part in names])
 
         n = parts("n")
         if not is_begun:
@@ -181,7 +184,8 @@ class MomentFile:
 
     def _checked(self, kept_pairs: Sequence[HookPair]) -> dict[str, Tensor]:
         """Return all tensors of the file, after a check that they are those of these hook pairs."""
-        shapes = {f"{part}/n": "" for part in PART_NAMES}
+        names = self.settings["provenance"].parts.names
+        shapes = {f"{part}/n": "" for part in names}
         if self._is_begun:
             # Names of axes by number, because those of hook points may hold blanks.
             axes: dict[tuple[str, str], str] = {}
@@ -191,12 +195,12 @@ class MomentFile:
                     refuse_impossible_hook(self.file.path, hook, model)
                     d = axes[role, hook] = f"{role}{i}"
                     shapes |= {f"shift/{role}/{hook}": d, f"norms/{role}/{hook}": "bins"}
-                    for part in PART_NAMES:
+                    for part in names:
                         shapes[f"{part}/sum/{role}/{hook}"] = d
                         shapes[f"{part}/second/{role}/{hook}"] = f"{d} {d}"
             for s, t in kept_pairs:
                 ends = f"{axes['source', s]} {axes['target', t]}"
-                shapes |= {f"{part}/cross/{s}/{t}": ends for part in PART_NAMES}
+                shapes |= {f"{part}/cross/{s}/{t}": ends for part in names}
             for s, t in self._null_pairs:
                 of_target = axes["target", t]
                 columns = f"sketch_{of_target}" if self.settings["null"] == "sketch" else of_target

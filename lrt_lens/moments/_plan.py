@@ -32,7 +32,7 @@ import torch
 
 from lrt_lens._byte_sizes import human_bytes
 from lrt_lens._settings import resolve, takes
-from lrt_lens.data._parts import N_PARTS
+from lrt_lens.data._parts import DEFAULT_PARTS, N_PARTS, Parts
 from lrt_lens.models._hook_points import (
     EMBED,
     SOURCE,
@@ -94,14 +94,8 @@ class ModelShape:
     @cached_property
     def hook_points(self) -> tuple[str, ...]:
         """Names of the residual stream's hook points."""
-        return (
-            EMBED,
-            *(
-                f"blocks.{layer}.hook_resid_{part}"
-                for layer in range(self.n_layers)
-                for part in ("pre", "mid", "post")
-            ),
-        )
+        layers, places = range(self.n_layers), ("pre", "mid", "post")
+        return (EMBED, *(f"blocks.{k}.hook_resid_{place}" for k in layers for place in places))
 
     @property
     def weight_bytes(self) -> int:
@@ -235,7 +229,12 @@ def rows_of_block(
 
 
 def moment_bytes(
-    pairs: Sequence[HookPair], token_hook: str | None, null: str, d_source: int, d_target: int
+    pairs: Sequence[HookPair],
+    token_hook: str | None,
+    null: str,
+    d_source: int,
+    d_target: int,
+    n_parts: int = N_PARTS,
 ) -> dict[str, int]:
     """Return the exact bytes of the moments of some hook pairs, by what they hold.
 
@@ -243,16 +242,16 @@ def moment_bytes(
     """
     width = {hook: d_source * len(joint_parts(hook)) for hook, _ in with_token(pairs, token_hook)}
     per_target = {"none": 0, "sketch": min(SKETCH_WIDTH, d_target), "full": d_target}[null]
-    # Bytes of 13 parts in float64: 13·8·(Σ d_s² + Σ d_t² + Σ_pairs d_s·d_t). Per hook point also
-    # its sums (13·d), its shift (d) and its histogram; the null has two slices, fit and test.
-    side = lambda d: N_PARTS * (d * d + d) + d + NORM_BINS  # noqa: E731
+    # Bytes of P parts in float64: P·8·(Σ d_s² + Σ d_t² + Σ_pairs d_s·d_t). Per hook point also
+    # its sums (P·d), its shift (d) and its histogram; the null has two slices, fit and test.
+    side = lambda d: n_parts * (d * d + d) + d + NORM_BINS  # noqa: E731
     n_cross = sum(width[s] * d_target for s, _ in with_token(pairs, token_hook))
     return {
         "source": _BYTES * sum(side(d) for d in width.values()),
         "target": _BYTES * len(hooks_of(pairs, TARGET)) * side(d_target),
-        "cross": _BYTES * N_PARTS * n_cross,
+        "cross": _BYTES * n_parts * n_cross,
         "null": _BYTES * 2 * sum(width[s] * per_target for s, _ in pairs),
-        "count": _BYTES * N_PARTS,
+        "count": _BYTES * n_parts,
     }
 
 
@@ -287,6 +286,8 @@ class HarvestPlan:
     """Unmasked tokens per block."""
     skip_first: int = SKIP_FIRST
     """Masked positions at the start of each window."""
+    parts: Parts = DEFAULT_PARTS
+    """Numbers of folds and test groups."""
 
     @property
     def pairs(self) -> tuple[HookPair, ...]:
@@ -295,9 +296,8 @@ class HarvestPlan:
 
     def moments_of(self, pairs: Sequence[HookPair]) -> dict[str, int]:
         """Return the bytes of the moments of some hook pairs, by what they hold."""
-        return moment_bytes(
-            pairs, self.token_hook, self.null, self.source.d_model, self.target.d_model
-        )
+        widths = (self.source.d_model, self.target.d_model)
+        return moment_bytes(pairs, self.token_hook, self.null, *widths, self.parts.n_parts)
 
     @property
     def moments(self) -> int:
@@ -336,11 +336,9 @@ class HarvestPlan:
                 hooks = [name for hook_pair in all_pairs for name in joint_parts(hook_pair[side])]
                 models += model.flops_per_token(hooks, self.context_length)
             n_bytes = self.moments_of(pairs)
-            # 2 FLOP per stored number of one part (the sums have 13 slices, the null two).
-            products += (
-                2 * (n_bytes["source"] + n_bytes["target"] + n_bytes["cross"]) / N_PARTS / _BYTES
-                + 2 * n_bytes["null"] / 2 / _BYTES
-            )
+            # 2 FLOP per stored number of one part (the sums have a slice per part, the null two).
+            sums = n_bytes["source"] + n_bytes["target"] + n_bytes["cross"]
+            products += 2 * (sums / self.parts.n_parts + n_bytes["null"] / 2) / _BYTES
         # Masked positions run through the models and give no row.
         n_rows_per_window = self.context_length - self.skip_first
         return models * self.context_length / n_rows_per_window, products
@@ -366,13 +364,13 @@ class HarvestPlan:
         n_bytes, all_pairs = self.moments_of(largest), with_token(largest, self.token_hook)
         n_sources, n_targets = (len(hooks_of(all_pairs, side)) for side in (SOURCE, TARGET))
         d_s, d_t = self.source.d_model, self.target.d_model
-        n_passes = len(self.passes)
+        n_passes, parts = len(self.passes), f"{self.parts.n_parts} parts"
         how = f"{len(self.pairs)} pairs; both models run once per pass"
         yield "passes", f"{n_passes}", n_passes, how
         for item, key, how in (
-            ("source side", "source", f"{n_sources} hook points × 13 parts × {d_s}² × 8 bytes"),
-            ("target side", "target", f"{n_targets} hook points × 13 parts × {d_t}² × 8 bytes"),
-            ("pairs", "cross", f"{len(all_pairs)} pairs × 13 parts × {d_s} × {d_t} × 8 bytes"),
+            ("source side", "source", f"{n_sources} hook points × {parts} × {d_s}² × 8 bytes"),
+            ("target side", "target", f"{n_targets} hook points × {parts} × {d_t}² × 8 bytes"),
+            ("pairs", "cross", f"{len(all_pairs)} pairs × {parts} × {d_s} × {d_t} × 8 bytes"),
             ("shuffled pairs", "null", f"null {self.null!r}: {len(largest)} pairs, fit and test"),
         ):
             yield _byte_row(f"moments: {item}", n_bytes[key], how)
@@ -479,6 +477,7 @@ def plan_harvest(
         ranks=ranks,
         block_rows=rows_of_block(settings.block_rows, pairs, EMBED, source.d_model, target.d_model),
         skip_first=settings.skip_first,
+        parts=settings.parts,
     )
     return (
         plan if memory_budget is None else replace(plan, passes=split_passes(plan, memory_budget))

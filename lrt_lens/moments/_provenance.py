@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lrt_lens._stored_fields import as_damage, json_object, stored_fields, stored_text
+from lrt_lens.data._parts import DEFAULT_PARTS, Parts
 from lrt_lens.data._windows import Aligned
 from lrt_lens.errors import MismatchError
 from lrt_lens.models._identity import ModelIdentity
@@ -31,9 +32,13 @@ _SAME_HARVEST = (
     "lag",
     "fold_rule",
     "group_column",
+    "parts",
 )
 BY_TEXT, BY_GROUP, BY_EXACT_TEXT = "normalised text", "group", "exact text"
 """Rules that decide the fold of a document; files of earlier versions have the exact text."""
+
+UNSTORED: dict[str, Any] = {"parts": asdict(DEFAULT_PARTS)}
+"""Fields that files leave out if they have these values, as versions without the fields do."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,15 @@ class Provenance:
     """
     file_shares: int | None = None
     """Number of shares of the files, each with its own blocks; None if all documents were one."""
+    parts: Parts = DEFAULT_PARTS
+    """Numbers of folds and of groups of the test fold; files name them unless they are the default.
+    """
+
+    @property
+    def stored(self) -> dict[str, Any]:
+        """Fields as a file stores them: without ``parts`` if these are the default."""
+        fields = asdict(self)
+        return {name: fields[name] for name in fields if UNSTORED.get(name, ...) != fields[name]}
 
     def documents_of(self, parts: Sequence[int]) -> list[int] | None:
         """Return the number of documents of each of these parts; None if it is not known."""
@@ -225,7 +239,7 @@ class Provenance:
         Raises:
             ValueError: a field is of another type than it should be.
         """
-        return stored_text(Provenance, asdict(self))
+        return stored_text(Provenance, self.stored)
 
     @classmethod
     def from_json(cls, text: str) -> "Provenance":

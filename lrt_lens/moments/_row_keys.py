@@ -1,7 +1,7 @@
 """Keys and parts of rows whose documents a user names by ids.
 
     keys = document_keys(["a", "a", "b"], seed=0)       # [row], one key per document
-    parts_of(keys)                                      # [row], 0 … 12
+    parts_of(keys)                                      # [row], 0 … 12 with the default parts
 
 Limits: ids that differ only in case or punctuation share a part, as texts do.
 """
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lrt_lens.data._parts import document_key, group_text, part_of
+from lrt_lens.data._parts import DEFAULT_PARTS, Parts, document_key, group_text
 
 
 def document_keys(documents: Sequence[Any] | Tensor | np.ndarray, seed: int) -> np.ndarray:
@@ -28,8 +28,8 @@ def document_keys(documents: Sequence[Any] | Tensor | np.ndarray, seed: int) -> 
     return np.array([key_by_id[identifier] for identifier in ids], dtype=np.uint64)
 
 
-def parts_of(keys: np.ndarray) -> np.ndarray:
+def parts_of(keys: np.ndarray, parts: Parts = DEFAULT_PARTS) -> np.ndarray:
     """Return the part of each row, [row], from the keys of its document."""
-    # `part_of` once per document, not per row.
+    # `Parts.of` once per document, not per row.
     distinct, inverse = np.unique(keys, return_inverse=True)
-    return np.array([part_of(int(key)) for key in distinct])[inverse]
+    return np.array([parts.of(int(key)) for key in distinct])[inverse]

@@ -58,6 +58,7 @@ _SAME_RUN = (
     "source_dtype",
     "target_dtype",
     "file_shares",
+    "parts",
     "stream",
 )
 _OTHER_FILES = "not the same files (names, sizes or the first texts)"

@@ -31,11 +31,11 @@ import torch
 from einops import einsum, rearrange, reduce
 from torch import Tensor
 
-from lrt_lens.data._parts import N_FOLDS, N_PARTS
+from lrt_lens.data._parts import DEFAULT_PARTS, N_PARTS
 from lrt_lens.models._ownership import while_any
 
-FIT_PARTS = tuple(range(N_FOLDS))
-"""Parts of the documents on which maps are fitted; the others form the test fold."""
+FIT_PARTS = DEFAULT_PARTS.fit
+"""Default parts of the documents on which maps are fitted; the others form the test fold."""
 _BLOCK = 128
 """Columns per block of `gram` on a CPU."""
 
@@ -363,20 +363,23 @@ class SideMoments:
     """Histogram of ‖x‖ of the fitting folds on a logarithmic scale, 64 bins per octave [bin]."""
 
     @classmethod
-    def zeros(cls, shift: Tensor) -> "SideMoments":
+    def zeros(cls, shift: Tensor, n_parts: int = N_PARTS) -> "SideMoments":
         """Return empty moments about ``shift`` [d], on its device."""
         # The shift is rounded to the precision of products, so float64 holds it exactly.
         d = len(shift)
         shift = shift.detach().double()
-        shapes = ((N_PARTS, d), (N_PARTS, d, d), (NORM_BINS,))
+        shapes = ((n_parts, d), (n_parts, d, d), (NORM_BINS,))
         return cls(shift, *(shift.new_zeros(shape) for shape in shapes))
 
-    def add(self, part: int, sums: tuple[Tensor, Tensor], raw: Tensor) -> None:
-        """Add rows ``raw`` [row, d] of one part, with their sums (Σ(x − c), Σ(x − c)(x − c)ᵀ)."""
+    def add(self, part: int, sums: tuple[Tensor, Tensor], raw: Tensor | None) -> None:
+        """Add rows of one part by their sums (Σ(x − c), Σ(x − c)(x − c)ᵀ).
+
+        ``raw`` are the rows [row, d] if the part fits, for the histogram, and None if it tests.
+        """
         total, second = sums
         self.total[part] += total
         self.second[part] += second
-        if part not in FIT_PARTS:
+        if raw is None:
             return
         # bin = ⌊64 · (log₂‖x‖ + 20)⌋, at least in float32
         norms = raw.to(torch.promote_types(raw.dtype, torch.float32)).norm(dim=1)

@@ -16,7 +16,8 @@ dimensions themselves are exact (`SurveyMoments.variances`).
     moments.scatter("up", hook_pair, FIT_PARTS)      # y are the 2 · 64 columns
     moments.save("survey.safetensors")
 
-There are six parts, the five fitting folds and the test fold. Sums of the sides are float64, those
+There are six parts, the five default folds and the whole test fold, whatever the numbers of the
+harvest that follows (whose test fold has the same documents). Sums of the sides are float64, those
 of the columns of hook pairs have the precision of the products. If the predicting side is too wide,
 it is seen through ``source_columns`` of a randomised transform (`lrt_lens.moments._sketches`).
 

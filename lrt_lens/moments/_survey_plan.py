@@ -16,6 +16,7 @@ from functools import cached_property
 from typing import Any
 
 from lrt_lens._byte_sizes import human_bytes
+from lrt_lens.data._parts import DEFAULT_PARTS, N_FOLDS, N_TEST_GROUPS, Parts
 from lrt_lens.models._hook_points import SOURCE, TARGET, HookPair, depth, hooks_of, joint_parts
 from lrt_lens.moments._harvest_settings import HarvestSettings, SurveySettings
 from lrt_lens.moments._plan import (
@@ -45,11 +46,13 @@ class MomentSizes:
     """``null=`` of the harvest."""
     d_source: int
     d_target: int
+    parts: Parts = DEFAULT_PARTS
 
     def of(self, pairs: Sequence[HookPair]) -> int:
         """Return the bytes of the exact moments of hook pairs."""
         kind = null_kind(self.null, pairs, self.d_source, self.d_target)
-        n_bytes = moment_bytes(pairs, self.token_hook, kind, self.d_source, self.d_target)
+        widths = (self.d_source, self.d_target)
+        n_bytes = moment_bytes(pairs, self.token_hook, kind, *widths, self.parts.n_parts)
         return sum(n_bytes.values())
 
     def affordable(self, ordered: Sequence[HookPair], budget: int) -> list[HookPair]:
@@ -151,14 +154,17 @@ class SurveyPlan:
 
 
 def survey_settings(settings: HarvestSettings) -> SurveySettings:
-    """Return the settings of a survey of the same hook pairs, folds and text."""
+    """Return the settings of a survey of the same hook pairs, test fold and text.
+
+    A survey has five fitting folds, whatever their number in the harvest.
+    """
     shared: dict[str, Any] = {
         field.name: getattr(settings, field.name) for field in fields(HarvestSettings)
     }
     usual = SurveySettings().n_tokens
     if settings.n_tokens is not None and usual is not None:
         usual = min(usual, settings.n_tokens)
-    shared["n_tokens"] = usual
+    shared |= {"n_tokens": usual, "n_folds": N_FOLDS, "n_test_groups": N_TEST_GROUPS}
     return SurveySettings(**shared)
 
 
@@ -188,7 +194,8 @@ def answer(
 ) -> str:
     """Return one line that says what a fit does on this machine, its time and its memory."""
     whole = replace(plan, passes=(plan.pairs,))
-    sizes = MomentSizes(plan.token_hook, settings.null, plan.source.d_model, plan.target.d_model)
+    widths = (plan.source.d_model, plan.target.d_model)
+    sizes = MomentSizes(plan.token_hook, settings.null, *widths, plan.parts)
     if sizes.of(plan.pairs) <= budget:
         return f"exact moments of all {len(plan.pairs)} pairs: {_needs(whole, throughput)}"
     first = survey_first(plan, settings, budget)

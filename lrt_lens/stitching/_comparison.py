@@ -25,7 +25,7 @@ from lrt_lens._repr_html import card, note, table
 from lrt_lens.errors import HookPointError
 from lrt_lens.figures._comparison import comparison_figure
 from lrt_lens.models._hook_points import HookPair
-from lrt_lens.moments._cross_moments import FIT_PARTS, CrossMoments
+from lrt_lens.moments._cross_moments import CrossMoments
 from lrt_lens.stitching._choices import behind_columns
 from lrt_lens.stitching._diagnostics import map_diagnostics
 from lrt_lens.stitching._fit import fit_grid
@@ -193,7 +193,7 @@ def compare_solvers(
 def _rows(grid: StitchGrid, row: dict[str, Any], seconds: float) -> list[dict[str, Any]]:
     """Return the rows (up, down) of one solver and hook pair."""
     hook_pair = (str(row["source_hook"]), str(row["target_hook"]))
-    fit = grid.moments.scatter(hook_pair, FIT_PARTS)
+    fit = grid.moments.scatter(hook_pair, grid.moments.parts.fit)
     rows = []
     ways = zip(
         ("up", "down"),

@@ -5,7 +5,7 @@ a hundred directions; and a map that was fitted on fewer rows than dimensions lo
 Mechanism: numbers computed from the weight matrix W [d_source, d_target] and from the scatter of
 the fit; and test-fold scores with each group of documents left out in turn.
 
-    diagnostics = map_diagnostics(stitch.up, moments.scatter(pair, FIT_PARTS))
+    diagnostics = map_diagnostics(stitch.up, moments.scatter(pair, moments.parts.fit))
     diagnostics.effective_rank, diagnostics.interpolates
     diagnostics.figure()                               # the singular values
     score_intervals(stitch.up, moments, pair)          # r2, r2_uniform, cosine with 95% intervals
@@ -41,7 +41,7 @@ from lrt_lens.errors import MismatchError
 from lrt_lens.figures._similarity import spectrum_figure
 from lrt_lens.models._belonging import Ends, Origin, map_ends, refuse_other_map
 from lrt_lens.models._hook_points import HookPair
-from lrt_lens.moments._cross_moments import TEST_PARTS, CrossMoments
+from lrt_lens.moments._cross_moments import CrossMoments
 from lrt_lens.moments._scatter import MapScore, Scatter, score_map
 from lrt_lens.statistics._jackknife import few_groups, jackknife
 from lrt_lens.stitching._affine import AffineMap
@@ -177,10 +177,11 @@ def score_intervals(
 
     The table has one row each for r2, r2_uniform and cosine, with the columns `INTERVAL_COLUMNS`.
     The interval is for the score of this map on new text. It is the delete-a-group jackknife over
-    the groups of the test fold that have rows (eight, with enough documents), with their tokens as
-    sizes. Each score without a group is about the mean of the other groups. The interval of the
-    cosine lies between −1 and 1. ``flag`` names few documents or uneven groups; numbers of
-    documents are known for moments from `harvest` only.
+    the groups of the test fold that have rows (eight, with enough documents and the default
+    ``n_test_groups``), with their tokens as sizes. With one group, the ends and the error are NaN.
+    Each score without a group is about the mean of the other groups. The interval of the cosine
+    lies between −1 and 1. ``flag`` names few documents or uneven groups; numbers of documents are
+    known for moments from `harvest` only.
 
     Args:
         affine: the map, which may be fitted on other moments.
@@ -199,8 +200,9 @@ def score_intervals(
         "down=True",
     )
     # With an empty test fold, all groups are used, and `CrossMoments.scatter` raises the error.
-    groups = [p for p in TEST_PARTS if float(moments.n[p]) > 0]
-    full = _test_score(affine, moments, hook_pair, groups or list(TEST_PARTS), down)
+    test = moments.parts.test
+    groups = [p for p in test if float(moments.n[p]) > 0]
+    full = _test_score(affine, moments, hook_pair, groups or list(test), down)
     left_out = (
         [
             _test_score(affine, moments, hook_pair, [p for p in groups if p != g], down)

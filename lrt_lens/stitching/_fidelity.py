@@ -16,7 +16,8 @@ with the amount of ``vW`` in the target. ρ_read and ρ_write are 1 for a perfec
 
 Intervals are 95 %, by the delete-a-group jackknife, over the map (refits without one fold) and over
 the held-out text (groups of the test fold, with their tokens as sizes), on Fisher's scale: they
-hold the expected ρ of a map that is fitted on as many documents, on new text. The chance level is
+hold the expected ρ of a map that is fitted on as many documents, on new text; they are NaN if the
+test fold has one group. The chance level is
 the same correlation for random directions: half isotropic, half drawn from the covariance of the
 source.
 
@@ -35,7 +36,6 @@ from einops import reduce
 from torch import Tensor
 
 from lrt_lens._repr_html import card, note, table
-from lrt_lens.data._parts import N_FOLDS, N_PARTS
 from lrt_lens.errors import MismatchError
 from lrt_lens.moments._scatter import Scatter
 from lrt_lens.statistics._jackknife import few_groups, fisher, reach
@@ -56,9 +56,9 @@ class Fidelity:
     value: float
     """Predicted correlation ρ."""
     low: float
-    """Lower end of the 95% interval over the map and the held-out text."""
+    """Lower end of the 95% interval over the map and the held-out text; NaN with one test group."""
     high: float
-    """Upper end of the 95% interval, at most 1."""
+    """Upper end of the 95% interval, at most 1; NaN with one test group."""
     kind: str
     """Role of the direction, ``"write"`` or ``"read"``."""
     naive: float
@@ -170,7 +170,9 @@ def fidelity(
     # Map and held-out text come from different documents, so their variances add, on Fisher's scale
     # artanh ρ.
     sizes = [group.n for group in groups]
-    half = math.hypot(_reach(value, over_text, sizes), _reach(value, over_map))
+    # One group of the test fold says nothing about other text: the interval is then unknown.
+    of_text = _reach(value, over_text, sizes) if len(groups) > 1 else math.nan
+    half = math.hypot(of_text, _reach(value, over_map))
     low, high = np.tanh(fisher(float(value)) + np.array([-half, half]))
     generator = torch.Generator().manual_seed(seed)
     draws = random_source_directions(stitch, n_random, generator)
@@ -187,7 +189,7 @@ def fidelity(
         random_low=chance[0],
         random_high=chance[1],
         n=int(whole.n),
-        flag=few_groups(sizes, stitch.provenance.documents_of(range(N_FOLDS, N_PARTS))),
+        flag=few_groups(sizes, stitch.provenance.documents_of(stitch.provenance.parts.test)),
     )
 
 

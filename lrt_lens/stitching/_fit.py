@@ -3,7 +3,7 @@
     grid = fit_grid(moments, Ridge())            # a `StitchGrid`; the same as moments.fit(Ridge())
     token = token_identity_map(moments, target_hook)     # what the current token alone explains
 
-Each hook pair gets a map up and a map down. Cross-validation over the five fitting folds chooses
+Each hook pair gets a map up and a map down. Cross-validation over the fitting folds chooses
 penalties and ranks; the test fold only scores. ``r2_null`` is the score of the map fitted on
 shuffled pairs, ``r2_token`` that of a ridge map from the source's embedding to the same target.
 
@@ -19,7 +19,7 @@ import pandas as pd
 from lrt_lens._progress import tqdm
 from lrt_lens.errors import HookPointError
 from lrt_lens.models._hook_points import HookPair, same_place
-from lrt_lens.moments._cross_moments import FIT_PARTS, TEST_PARTS, CrossMoments
+from lrt_lens.moments._cross_moments import CrossMoments
 from lrt_lens.moments._scatter import MapScore, between_folds, cka_of, score_map
 from lrt_lens.stitching._affine import AffineMap
 from lrt_lens.stitching._choices import gain_over_token
@@ -176,7 +176,9 @@ def _fit_and_score(
 ) -> tuple[AffineMap, MapScore]:
     """Return the map of all fitting folds and its score on the test fold."""
     affine = fitter.fit(hook_pair, setting)
-    return affine, score_map(affine.weight, affine.bias, fitter.scatter(hook_pair, TEST_PARTS))
+    return affine, score_map(
+        affine.weight, affine.bias, fitter.scatter(hook_pair, fitter.parts.test)
+    )
 
 
 class GridCka:
@@ -191,7 +193,7 @@ class GridCka:
 
         `lrt_lens.moments._scatter.cka_of` has the formula.
         """
-        folds = [self.moments.scatter(hook_pair, (k,)) for k in FIT_PARTS]
+        folds = [self.moments.scatter(hook_pair, (k,)) for k in self.moments.parts.fit]
         for hook, name in ((hook_pair[0], "xx"), (hook_pair[1], "yy")):
             if (name, hook) not in self._own:
                 self._own[name, hook] = between_folds(

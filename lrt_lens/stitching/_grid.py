@@ -35,7 +35,7 @@ from lrt_lens.errors import HookPointError, MismatchError
 from lrt_lens.figures._steering import grid_figure
 from lrt_lens.models._belonging import map_ends, refuse_other_map
 from lrt_lens.models._hook_points import HookPair, depth, residual_post, same_place
-from lrt_lens.moments._cross_moments import FIT_PARTS, TEST_PARTS, CrossMoments
+from lrt_lens.moments._cross_moments import CrossMoments
 from lrt_lens.moments._scatter import MapScore, score_map
 from lrt_lens.statistics._jackknife import few_groups
 from lrt_lens.stitching._affine import AffineMap, MapPair, StreamStatistics
@@ -100,8 +100,8 @@ class StitchGrid:
     ) -> Stitch:
         """Return the stitch with the highest cross-validated score ``by``.
 
-        The maps of a stitch, its null and its five refits are fitted on the first request and
-        cached in the grid.
+        The maps of a stitch, its null and its refits, one per fold, are fitted on the first request
+        and cached in the grid.
 
         Args:
             source: source hook point or layer; None for any.
@@ -137,10 +137,11 @@ class StitchGrid:
             0), ``r2_null``, ``r2_token`` and ``flag`` (why the intervals may be too short, such as
             few documents, or empty).
         """
-        sizes = [float(self.moments.n[k]) for k in FIT_PARTS]
-        documents = self.moments.provenance.documents_of(FIT_PARTS)
+        fit = self.moments.parts.fit
+        sizes = [float(self.moments.n[k]) for k in fit]
+        documents = self.moments.provenance.documents_of(fit)
         table = choices(self.folds, self._candidates(source, target, by), by)
-        return table.assign(flag=few_groups(sizes, documents, folds=len(FIT_PARTS)))
+        return table.assign(flag=few_groups(sizes, documents, folds=len(fit)))
 
     def compare(
         self,
@@ -191,7 +192,7 @@ class StitchGrid:
                 except MismatchError as error:
                     foreign = error
                     continue
-                scatter = self.moments.scatter(hook_pair, TEST_PARTS)
+                scatter = self.moments.scatter(hook_pair, self.moments.parts.test)
                 return score_map(affine.weight, affine.bias, scatter.swapped() if down else scatter)
         if foreign is not None:
             raise foreign
@@ -254,7 +255,7 @@ class StitchGrid:
         The first predicts the source's activations from themselves, the second the target's.
         """
         up, down = self.maps(hook_pair)
-        test = self.moments.scatter(hook_pair, TEST_PARTS)
+        test = self.moments.scatter(hook_pair, self.moments.parts.test)
         around, back = up.compose(down), down.compose(up)
         return (
             score_map(around.weight, around.bias, test.onto_itself()).r2,
@@ -350,10 +351,12 @@ class StitchGrid:
         # A sketched null gives a score, but no map to the whole target.
         if hook_pair in moments.cross_null and moments.null == "full":
             null = MapPair(up.fit_null(hook_pair, setting), down.fit_null(hook_pair, setting_down))
-        total = moments.scatter(hook_pair, FIT_PARTS)
+        total = moments.scatter(hook_pair, moments.parts.fit)
         # A group with one row has no variance.
         groups = [
-            moments.scatter(hook_pair, (part,)) for part in TEST_PARTS if moments.n[part] >= 2
+            moments.scatter(hook_pair, (part,))
+            for part in moments.parts.test
+            if moments.n[part] >= 2
         ]
         # `detached` copies the sums of the groups, so that a stitch does not hold all moments.
         return Stitch(
@@ -375,7 +378,7 @@ class StitchGrid:
                     up.refit_without(hook_pair, k, setting),
                     down.refit_without(hook_pair, k, setting_down),
                 )
-                for k in FIT_PARTS
+                for k in moments.parts.fit
             ),
             held_out=tuple(group.detached() for group in groups),
         )

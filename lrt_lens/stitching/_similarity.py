@@ -2,7 +2,7 @@
 
 Problem: CKA, CCA and similar measures grow with width ÷ rows, so that a value of 0.4 may mean
 nothing, and the layer with the highest value may be the widest one. Mechanism: each measure
-(`lrt_lens.stitching._measures`) is computed on the five fitting folds, with a 95% interval by
+(`lrt_lens.stitching._measures`) is computed on the fitting folds, with a 95% interval by
 leaving out one fold at a time; on shuffled pairs of the same number of rows (its null); and on the
 test fold:
 
@@ -33,7 +33,7 @@ from torch import Tensor
 
 from lrt_lens._progress import tqdm
 from lrt_lens.models._hook_points import HookPair
-from lrt_lens.moments._cross_moments import FIT_PARTS, TEST_PARTS, CrossMoments
+from lrt_lens.moments._cross_moments import CrossMoments
 from lrt_lens.moments._scatter import Scatter, between_folds
 from lrt_lens.statistics._jackknife import few_groups, jackknife
 from lrt_lens.stitching._measures import (
@@ -112,16 +112,16 @@ def similarities(
             "1, such as 0.99"
         )
     keys = product(hook_pairs, (measure.name for measure in wanted))
-    values = {key: _MeasuredValues() for key in keys}
+    values, folds = {key: _MeasuredValues() for key in keys}, moments.parts.fit
     with tqdm(
-        total=(1 + len(FIT_PARTS)) * len(hook_pairs),
+        total=(1 + len(folds)) * len(hook_pairs),
         desc="similarities",
         disable=not progress,
         leave=False,
     ) as bar:
         # The loop over sets of parts is outside, so that the decompositions of few sets are in
         # memory at a time.
-        fit = _Comparison(moments, FIT_PARTS, svcca_variance)
+        fit = _Comparison(moments, folds, svcca_variance)
         test = _Comparison(moments, _test_groups(moments), svcca_variance)
         for hook_pair in hook_pairs:
             streams, held_out, shuffled = (
@@ -135,8 +135,8 @@ def similarities(
                 )
             bar.update()
         del fit, test
-        for k in FIT_PARTS:
-            without = _Comparison(moments, tuple(p for p in FIT_PARTS if p != k), svcca_variance)
+        for k in folds:
+            without = _Comparison(moments, tuple(p for p in folds if p != k), svcca_variance)
             for hook_pair in hook_pairs:
                 streams = without.paired(hook_pair)
                 for measure in wanted:
@@ -207,8 +207,9 @@ def _table(
     moments: CrossMoments, values: dict[tuple[HookPair, str], _MeasuredValues]
 ) -> pd.DataFrame:
     """Return one row per hook pair and measure, with the columns `SIMILARITY_COLUMNS`."""
-    sizes = [float(moments.n[k]) for k in FIT_PARTS]
-    flag = few_groups(sizes, moments.provenance.documents_of(FIT_PARTS), folds=len(FIT_PARTS))
+    folds = moments.parts.fit
+    sizes = [float(moments.n[k]) for k in folds]
+    flag = few_groups(sizes, moments.provenance.documents_of(folds), folds=len(folds))
     rows = []
     for (hook_pair, name), one in values.items():
         one.notes += [flag] if flag else []
@@ -261,9 +262,9 @@ def _test_groups(moments: CrossMoments) -> list[int]:
 
     With few documents, some groups are empty.
     """
-    groups = [p for p in TEST_PARTS if float(moments.n[p]) >= 2]
+    groups = [p for p in moments.parts.test if float(moments.n[p]) >= 2]
     # With an empty test fold, `CrossMoments.scatter` raises the error for all of its groups.
-    return groups or list(TEST_PARTS)
+    return groups or list(moments.parts.test)
 
 
 def _between(covariances: list[Tensor]) -> float:
@@ -279,7 +280,7 @@ def _shuffled(moments: CrossMoments, hook_pair: HookPair) -> ShuffledPairs | Non
     )
     d_target = len(moments.target[hook_pair[1]].shift)
     shuffled = ShuffledPairs(
-        fit.xy, test.xy, fit.n, test.n, len(FIT_PARTS), d_target / fit.xy.shape[1]
+        fit.xy, test.xy, fit.n, test.n, moments.parts.n_folds, d_target / fit.xy.shape[1]
     )
     basis = moments.sketch(hook_pair[1])
     if basis is None or shuffled.sketched:

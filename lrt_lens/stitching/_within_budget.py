@@ -76,7 +76,7 @@ def sizes_of(pair: ModelPair, settings: HarvestSettings) -> PairSizes:
     """Return the bytes of the exact moments of all hook pairs of the settings, or of some."""
     run = settle(pair, settings=settings)
     widths = (pair.source.d_model, pair.target.d_model)
-    return PairSizes(run.pairs, MomentSizes(run.token_hook, settings.null, *widths))
+    return PairSizes(run.pairs, MomentSizes(run.token_hook, settings.null, *widths, settings.parts))
 
 
 def default_budget(pair: ModelPair) -> int | None:
@@ -86,7 +86,7 @@ def default_budget(pair: ModelPair) -> int | None:
 
 
 def survey_that_fits(pair: ModelPair, settings: HarvestSettings, budget: int) -> SurveySettings:
-    """Return the settings of a survey whose sums fit a budget, for the same hook pairs and folds.
+    """Return the settings of a survey whose sums fit a budget, for the same hook pairs and text.
 
     The predicting streams are whole if they fit, else seen through fewer and fewer columns.
     """

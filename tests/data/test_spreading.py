@@ -5,6 +5,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from lrt_lens.data._windows import CutDocument, Window
 from lrt_lens.errors import TooFewDocumentsError
 from lrt_lens.models import HookedModel
 
+HALVES = (Fraction(1, 2),) * 2
 WINDOW = 20
 """Rows of a full window: 24 tokens without BOS and three more masked ones."""
 
@@ -147,7 +149,7 @@ def test_a_group_without_end_does_not_read_for_ever(
 
 
 def test_only_the_windows_that_would_come_last_are_dropped() -> None:
-    budget = TokenBudget(BlockPlan(n_tokens=200, max_document_tokens="auto"), n_shares=2)
+    budget = TokenBudget(BlockPlan(n_tokens=200, max_document_tokens="auto"), HALVES)
     for key in range(4):
         windows = [Window([0] * 10, np.arange(10), key)] * 30
         assert len(budget.take(CutDocument(key, windows, identity=key), share=0)) == 1
@@ -355,7 +357,7 @@ def test_few_texts_with_many_copies_are_told_from_few_documents(
 
 def test_the_memory_of_units_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lrt_lens.data._spreading._COUNTED_UNITS", 100)
-    budget = TokenBudget(BlockPlan(n_tokens=100_000, max_document_tokens="auto"), n_shares=2)
+    budget = TokenBudget(BlockPlan(n_tokens=100_000, max_document_tokens="auto"), HALVES)
     windows = [Window([0] * 10, np.arange(10), 0)] * 60
     for key in range(400):
         budget.take(CutDocument(key + 1, windows[:1]), share=key % 2)

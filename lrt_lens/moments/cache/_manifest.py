@@ -161,7 +161,10 @@ def refuse_other_model(ours: ModelIdentity | None, theirs: ModelIdentity | None,
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the manifest atomically; it is on disk when this returns."""
-    fields = asdict(manifest) | {"schema_version": CACHE_SCHEMA}
+    fields = asdict(manifest) | {
+        "provenance": manifest.provenance.stored,
+        "schema_version": CACHE_SCHEMA,
+    }
     content = json.dumps(fields | {"checksum": json_checksum(fields)})
     write_atomically(
         folder / MANIFEST_NAME, lambda temporary: temporary.write_text(content, encoding="utf-8")

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from lrt_lens._files import make_folder
+from lrt_lens.data._parts import DEFAULT_PARTS, Parts
 from lrt_lens.data._windows import Block, Window
 from lrt_lens.errors import FileFormatError, MismatchError, NonFiniteError
 from lrt_lens.moments._rank_lock import RankLock
@@ -57,8 +58,10 @@ class CacheWriter:
 
         Raises:
             MismatchError: the folder holds the cache of another run, or another process writes it.
-            ValueError: ``shard_bytes`` is not positive.
+            ValueError: ``shard_bytes`` is not positive, or the harvest has other numbers of folds
+                or test groups than a cache.
         """
+        _refuse_other_parts(manifest.provenance.parts)
         if shard_bytes <= 0:
             raise ValueError(f"shard_bytes is {shard_bytes}; expected bytes above 0")
         self.folder, self.shard_bytes = make_folder(Path(folder)), shard_bytes
@@ -278,3 +281,13 @@ def _token_tensors(windows: Sequence[Window]) -> dict[str, Tensor]:
             np.concatenate([window.rows for window in windows]).astype(np.int32)
         ),
     }
+
+
+def _refuse_other_parts(parts: Parts) -> None:
+    """Raise ValueError unless the parts are the default ones, which selections of rows name."""
+    if parts != DEFAULT_PARTS:
+        raise ValueError(
+            f"n_folds is {parts.n_folds} and n_test_groups {parts.n_test_groups}; an activation "
+            f"cache has {DEFAULT_PARTS.n_folds} folds and {DEFAULT_PARTS.n_test_groups} test "
+            "groups: leave both out, or harvest without cache="
+        )

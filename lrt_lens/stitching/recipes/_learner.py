@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lrt_lens.errors import NonFiniteError
-from lrt_lens.moments._cross_moments import FIT_PARTS
+from lrt_lens.moments._scatter import FIT_PARTS
 from lrt_lens.moments.cache._selection import RowSelection
 
 Loss = Callable[[Tensor, Tensor], Tensor]

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from lrt_lens.errors import MismatchError
 from lrt_lens.models._hook_points import HookPair
-from lrt_lens.moments._cross_moments import FIT_PARTS, CrossMoments
+from lrt_lens.moments._cross_moments import CrossMoments
 from lrt_lens.stitching._affine import AffineMap, MapPair
 from lrt_lens.stitching.solvers._solver import (
     FoldErrors,
@@ -58,10 +58,10 @@ class FixedMapsFitter(MapFitter):
 
     def cross_validate(self, hook_pair: HookPair) -> FoldErrors:
         """Return the errors of the map on each fitting fold."""
-        held_out = [self.scatter(hook_pair, (k,)) for k in FIT_PARTS]
+        held_out = [self.scatter(hook_pair, (k,)) for k in self.parts.fit]
         setting = Setting()
         return held_out_errors(
-            held_out, [[self.solve(hook_pair, (), setting)] for _ in FIT_PARTS], [setting]
+            held_out, [[self.solve(hook_pair, (), setting)] for _ in self.parts.fit], [setting]
         )
 
     # A fixed map ignores parts and setting, because nothing is fitted.
@@ -77,7 +77,7 @@ class FixedMapsFitter(MapFitter):
             MismatchError: the widths of the map are not those of the hook pair.
         """
         source, target = self.names(hook_pair)
-        widths = tuple(self.scatter(hook_pair, FIT_PARTS).xy.shape)
+        widths = tuple(self.scatter(hook_pair, self.parts.fit).xy.shape)
         if tuple(self.affine.weight.shape) != widths:
             raise MismatchError(
                 f"the fixed map is {tuple(self.affine.weight.shape)}, but {source!r} → {target!r} "

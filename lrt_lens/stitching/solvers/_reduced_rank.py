@@ -21,7 +21,7 @@ from einops import reduce
 from torch import Tensor
 
 from lrt_lens.models._hook_points import HookPair
-from lrt_lens.moments._cross_moments import FIT_PARTS, CrossMoments
+from lrt_lens.moments._cross_moments import CrossMoments
 from lrt_lens.moments._scatter import Scatter, score_weights, squared_errors
 from lrt_lens.stitching._affine import AffineMap
 from lrt_lens.stitching.solvers._ridge import Ridge, RidgeFitter
@@ -88,10 +88,10 @@ class ReducedRankFitter(MapFitter):
     def cross_validate(self, hook_pair: HookPair) -> FoldErrors:
         """Return held-out errors at the best penalty (at full rank) and then the best rank."""
         alpha = self.ridge.cross_validate(hook_pair).setting.alpha
-        folds = [self.fold(hook_pair, k) for k in FIT_PARTS]
+        folds = [self.fold(hook_pair, k) for k in self.parts.fit]
         variance = fold_variances([held_out for _, held_out in folds])
         weights = score_weights(variance.sum(0))
-        full = [self.ridge.refit_without(hook_pair, k, Setting(alpha)) for k in FIT_PARTS]
+        full = [self.ridge.refit_without(hook_pair, k, Setting(alpha)) for k in self.parts.fit]
         bases = [
             _leading_outputs(affine.weight, fit.xy)
             for affine, (fit, _) in zip(full, folds, strict=True)

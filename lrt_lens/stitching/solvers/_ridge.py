@@ -29,7 +29,7 @@ from einops import rearrange
 from torch import Tensor
 
 from lrt_lens.models._hook_points import HookPair
-from lrt_lens.moments._cross_moments import FIT_PARTS, CrossMoments
+from lrt_lens.moments._cross_moments import CrossMoments
 from lrt_lens.moments._scatter import Scatter, score_weights
 from lrt_lens.stitching._affine import AffineMap
 from lrt_lens.stitching.solvers._solver import (
@@ -117,7 +117,7 @@ class RidgeFitter(MapFitter):
     def cross_validate(self, hook_pair: HookPair) -> FoldErrors:
         """Return held-out errors at the best penalty; each is scored on every held-out fold."""
         self.prepare(hook_pair)
-        folds = [self.fold(hook_pair, k) for k in FIT_PARTS]
+        folds = [self.fold(hook_pair, k) for k in self.parts.fit]
         variance = fold_variances([held_out for _, held_out in folds])  # [fold, d_target]
         weights = score_weights(variance.sum(0))  # [2, d_target]
         alphas = torch.tensor(self.solver.candidates, dtype=weights.dtype, device=weights.device)
@@ -154,9 +154,9 @@ class RidgeFitter(MapFitter):
         key = self.shared_by(hook_pair)
         if key == self._prepared:
             return
-        self._total = self.decompose(hook_pair, self.scatter(hook_pair, FIT_PARTS))
+        self._total = self.decompose(hook_pair, self.scatter(hook_pair, self.parts.fit))
         self._folds = []
-        for k in FIT_PARTS:
+        for k in self.parts.fit:
             fit, held_out = self.fold(hook_pair, k)
             self._folds.append(HeldOutFold(self.decompose(hook_pair, fit), fit, held_out))
         self._prepared = key
@@ -164,9 +164,10 @@ class RidgeFitter(MapFitter):
     def spectrum(self, hook_pair: HookPair, parts: Sequence[int], fit: Scatter) -> Spectrum:
         """Return the spectrum of the scatter of some parts, a prepared one if there is one."""
         self.prepare(hook_pair)
-        if set(parts) == set(FIT_PARTS):
+        folds = set(self.parts.fit)
+        if set(parts) == folds:
             return self._total
-        left_out = [k for k in FIT_PARTS if set(parts) == set(FIT_PARTS) - {k}]
+        left_out = [k for k in self.parts.fit if set(parts) == folds - {k}]
         return self._folds[left_out[0]].spectrum if left_out else self.decompose(hook_pair, fit)
 
     def shared_by(self, hook_pair: HookPair) -> object:

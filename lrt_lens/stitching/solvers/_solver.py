@@ -28,9 +28,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lrt_lens.data._parts import Parts
 from lrt_lens.errors import HookPointError, TooFewDocumentsError
 from lrt_lens.models._hook_points import HookPair
-from lrt_lens.moments._cross_moments import FIT_PARTS, CrossMoments
+from lrt_lens.moments._cross_moments import CrossMoments
 from lrt_lens.moments._scatter import Scatter, score_weights, squared_errors, varying
 from lrt_lens.stitching._affine import AffineMap
 
@@ -100,6 +101,11 @@ class MapFitter(ABC):
     def __init__(self, moments: CrossMoments, *, down: bool) -> None:
         self.moments, self.down = moments, down
 
+    @property
+    def parts(self) -> Parts:
+        """Folds and test groups of the moments."""
+        return self.moments.parts
+
     @abstractmethod
     def cross_validate(self, hook_pair: HookPair) -> FoldErrors:
         """Return the held-out errors of the setting with the best held-out R²."""
@@ -114,11 +120,11 @@ class MapFitter(ABC):
 
     def fit(self, hook_pair: HookPair, setting: Setting) -> AffineMap:
         """Return the map fitted on all fitting folds."""
-        return self.solve(hook_pair, FIT_PARTS, setting)
+        return self.solve(hook_pair, self.parts.fit, setting)
 
     def refit_without(self, hook_pair: HookPair, k: int, setting: Setting) -> AffineMap:
         """Return the map of all fitting folds except ``k``, for the delete-a-group jackknife."""
-        return self.solve(hook_pair, tuple(p for p in FIT_PARTS if p != k), setting)
+        return self.solve(hook_pair, tuple(p for p in self.parts.fit if p != k), setting)
 
     def scatter(self, hook_pair: HookPair, parts: Iterable[int]) -> Scatter:
         """Return the scatter of a hook pair with the predicting side as x."""
@@ -132,9 +138,8 @@ class MapFitter(ABC):
 
     def fold(self, hook_pair: HookPair, k: int) -> tuple[Scatter, Scatter]:
         """Return two scatters: of the fitting folds without ``k``, and of fold ``k``."""
-        return self.scatter(hook_pair, (p for p in FIT_PARTS if p != k)), self.scatter(
-            hook_pair, (k,)
-        )
+        others = (p for p in self.parts.fit if p != k)
+        return self.scatter(hook_pair, others), self.scatter(hook_pair, (k,))
 
     def names(self, hook_pair: HookPair) -> tuple[str, str]:
         """Return the hook points at which the map starts and ends."""
@@ -256,7 +261,7 @@ class ClosedFormFitter(MapFitter):
 
     def cross_validate(self, hook_pair: HookPair) -> FoldErrors:
         """Return held-out errors at the best setting; each is scored on every held-out fold."""
-        folds = [self.fold(hook_pair, k) for k in FIT_PARTS]
+        folds = [self.fold(hook_pair, k) for k in self.parts.fit]
         settings = self.solver.settings(*folds[0][0].xy.shape)
         start = self._start(hook_pair)
         maps = [
@@ -267,7 +272,7 @@ class ClosedFormFitter(MapFitter):
     def solve(self, hook_pair: HookPair, parts: Sequence[int], setting: Setting) -> AffineMap:
         """Return the map fitted on the rows of some parts."""
         # The start of an iterative solver is its fit of all folds: it is that map already.
-        if self.solver.iterative and set(parts) == set(FIT_PARTS) and setting == Setting():
+        if self.solver.iterative and set(parts) == set(self.parts.fit) and setting == Setting():
             return self._whole(hook_pair)
         return self.solver.maps(
             self.scatter(hook_pair, parts),
@@ -293,7 +298,7 @@ class ClosedFormFitter(MapFitter):
             # whole weight matrix. The default setting is enough for a start.
             self._starts = {
                 hook_pair: self.solver.maps(
-                    self.scatter(hook_pair, FIT_PARTS), [Setting()], *self.names(hook_pair)
+                    self.scatter(hook_pair, self.parts.fit), [Setting()], *self.names(hook_pair)
                 )[0]
             }
         return self._starts[hook_pair]

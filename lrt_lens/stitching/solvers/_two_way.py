@@ -37,7 +37,7 @@ from einops import rearrange
 from torch import Tensor
 
 from lrt_lens.models._hook_points import HookPair
-from lrt_lens.moments._cross_moments import FIT_PARTS, CrossMoments
+from lrt_lens.moments._cross_moments import CrossMoments
 from lrt_lens.moments._scatter import Scatter
 from lrt_lens.stitching._affine import AffineMap
 from lrt_lens.stitching.solvers._ridge import Ridge
@@ -471,15 +471,16 @@ class JointFits:
         if self.solver.alpha is not None:
             return self.solver.alpha
         if hook_pair not in self._chosen:
-            totals = []
+            totals, folds = [], self.moments.parts.fit
             for alpha in self.solver.alphas:
-                totals.append(sum(self._held_out(hook_pair, k, alpha) for k in FIT_PARTS))
+                totals.append(sum(self._held_out(hook_pair, k, alpha) for k in folds))
             self._chosen[hook_pair] = self.solver.alphas[totals.index(min(totals))]
         return self._chosen[hook_pair]
 
     def _held_out(self, hook_pair: HookPair, k: int, alpha: float) -> float:
         """Return J, without ridge terms, on fold ``k`` of the maps fitted without it."""
-        up, down = self.maps(hook_pair, tuple(p for p in FIT_PARTS if p != k), alpha)
+        others = tuple(p for p in self.moments.parts.fit if p != k)
+        up, down = self.maps(hook_pair, others, alpha)
         held_out = self.moments.scatter(hook_pair, (k,))
         units = _units(held_out, self.solver)
         problem = TwoWayProblem.of(
@@ -545,9 +546,9 @@ class TwoWayFitter(MapFitter):
     def cross_validate(self, hook_pair: HookPair) -> FoldErrors:
         """Return held-out errors at the penalty that both directions share."""
         setting = Setting(alpha=self.fits.alpha(hook_pair))
-        maps = [[self.refit_without(hook_pair, k, setting)] for k in FIT_PARTS]
+        maps = [[self.refit_without(hook_pair, k, setting)] for k in self.parts.fit]
         errors = held_out_errors(
-            [self.scatter(hook_pair, (k,)) for k in FIT_PARTS], maps, [setting]
+            [self.scatter(hook_pair, (k,)) for k in self.parts.fit], maps, [setting]
         )
         return replace(errors, setting=setting)
 
