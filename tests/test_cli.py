@@ -244,6 +244,25 @@ def test_a_dry_run_says_what_it_would_take_and_loads_and_writes_nothing(
         assert item.replace("12 kept", "12 pairs") in " ".join(shown.split()), item
 
 
+def test_folds_and_test_groups_are_options_of_a_fit(fit: Any, capsys: Any) -> None:
+    import lrt_lens as lrt
+    from lrt_lens.data import Parts
+
+    numbers = ["--n-folds", "3", "--n-test-groups", "2"]
+    fit("--dry-run", *numbers)
+    # Nine pairs, and token identity with each of three targets.
+    assert "12 pairs × 5 parts ×" in " ".join(capsys.readouterr().out.split())
+    out = fit(*numbers, "--n-tokens", "3000")
+    moments = lrt.CrossMoments.load(out / "moments.safetensors")
+    assert moments.parts == Parts(n_folds=3, n_test_groups=2)
+    [folder] = [path.parent for path in out.rglob("stitch_config.json")]
+    assert len(lrt.Stitch.from_pretrained(folder).refits) == 3
+    arguments = json.loads((out / "results.json").read_text())["arguments"]
+    assert (arguments["n_folds"], arguments["n_test_groups"]) == (3, 2)
+    refused = failure(capsys, fit, "--n-folds", "1")
+    assert "--n-folds is 1; expected a whole number from 2 to 20" in " ".join(refused.split())
+
+
 def test_a_survey_writes_scores_of_all_pairs_and_names_the_best(
     model_folder: Path, corpus: list[str], tmp_path: Path, capsys: Any
 ) -> None:

@@ -157,12 +157,10 @@ def fidelity(
         raise ValueError("the direction is zero, NaN or infinite; expected a finite, non-zero one")
     groups = held_out_groups(stitch)
     value = fidelities(stitch, direction[None], kind)[0]
-    # Leave out one test group at a time; the maps stay.
+    # Leave out one test group at a time; the maps stay. One group says nothing about other text.
+    others = [[*groups[:g], *groups[g + 1 :]] for g in range(len(groups)) if len(groups) > 1]
     over_text = [
-        _with(stitch, stitch.maps, direction[None], kind, _union([*groups[:g], *groups[g + 1 :]]))[
-            0
-        ]
-        for g in range(len(groups))
+        _with(stitch, stitch.maps, direction[None], kind, _union(left))[0] for left in others
     ]
     # Leave out one fitting fold at a time (the refits); the test fold stays whole.
     whole = _union(groups)
@@ -170,8 +168,7 @@ def fidelity(
     # Map and held-out text come from different documents, so their variances add, on Fisher's scale
     # artanh ρ.
     sizes = [group.n for group in groups]
-    # One group of the test fold says nothing about other text: the interval is then unknown.
-    of_text = _reach(value, over_text, sizes) if len(groups) > 1 else math.nan
+    of_text = _reach(value, over_text, sizes) if over_text else math.nan
     half = math.hypot(of_text, _reach(value, over_map))
     low, high = np.tanh(fisher(float(value)) + np.array([-half, half]))
     generator = torch.Generator().manual_seed(seed)

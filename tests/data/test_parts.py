@@ -1,11 +1,13 @@
 """Tests of keys and parts: copies of a document, and documents of a group, share a fold."""
 
 import string
+from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lrt_lens.data import document_key, exact_key, part_of
+from lrt_lens.data import DEFAULT_PARTS, Parts, document_key, exact_key, part_of
 from lrt_lens.data._documents import Document
 from lrt_lens.data._parts import normalised
 
@@ -67,3 +69,67 @@ def test_a_group_decides_in_place_of_the_text() -> None:
     assert keys == {document_key("one book", 0)}
     assert {Document("text", group=17).key(0)} == {document_key("17", 0)}
     assert {Document(text).key(0) for text in TEXTS} == {document_key(text, 0) for text in TEXTS}
+
+
+KEYS = st.integers(0, 2**64 - 1)
+PARTS = st.builds(Parts, st.integers(2, 20), st.integers(1, 64))
+
+
+@given(KEYS)
+def test_default_parts_are_those_of_earlier_harvests(key: int) -> None:
+    fold, group = key % 6, key // 6 % 8
+    assert DEFAULT_PARTS.of(key) == part_of(key) == (fold if fold < 5 else 5 + group)
+
+
+@given(KEYS, PARTS)
+def test_the_test_fold_has_the_same_documents_for_any_numbers(key: int, parts: Parts) -> None:
+    part = parts.of(key)
+    assert (part in parts.test) == (part_of(key) in DEFAULT_PARTS.test) == (key % 6 == 5)
+    if key % 6 == 5:
+        assert part - parts.n_folds == key // 6 % parts.n_test_groups
+    elif parts.n_folds == 5:
+        assert part == key % 6
+    else:
+        assert part == key // 48 % parts.n_folds
+
+
+def test_numbers_and_names_of_the_parts() -> None:
+    parts = Parts(n_folds=3, n_test_groups=2)
+    assert (parts.fit, parts.test, parts.n_parts) == ((0, 1, 2), (3, 4), 5)
+    assert parts.names == ("fold0", "fold1", "fold2", "test0", "test1")
+    assert [parts.of(key) for key in (0, 5, 11, 48, 96, 101, 144)] == [0, 3, 4, 1, 2, 3, 0]
+    assert Parts(4, 9) != Parts(5, 8), "thirteen parts have no meaning without their numbers"
+
+
+@pytest.mark.parametrize("parts", [Parts(), Parts(3, 2), Parts(20, 1)])
+def test_folds_have_the_shares_of_documents_that_are_expected(parts: Parts) -> None:
+    counts = [0] * (parts.n_folds + 1)
+    n = 24_000
+    for k in range(n):
+        counts[min(parts.of(document_key(f"text {k}", 0)), parts.n_folds)] += 1
+    assert sum(parts.shares) == 1
+    for count, share in zip(counts, parts.shares, strict=True):
+        expected = float(n * share)
+        # Five standard deviations of a count.
+        assert abs(count - expected) < 5 * expected**0.5
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        (
+            {"n_folds": 1},
+            "n_folds is 1; expected a whole number from 2 to 20: .* leave n_folds out",
+        ),
+        ({"n_folds": 21}, "n_folds is 21; expected a whole number from 2 to 20"),
+        ({"n_folds": 2.5}, "n_folds is 2.5; expected"),
+        ({"n_folds": True}, "n_folds is True; expected"),
+        ({"n_test_groups": 0}, "n_test_groups is 0; expected a whole number from 1 to 64"),
+        ({"n_test_groups": 65}, "n_test_groups is 65; expected .* leave n_test_groups out for 8"),
+        ({"n_test_groups": float("nan")}, "n_test_groups is nan; expected"),
+    ],
+)
+def test_other_numbers_are_refused(numbers: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Parts(**numbers)
