@@ -32,7 +32,7 @@ from scipy.sparse.csgraph import connected_components
 
 from lrt_lens._repr_html import card, facts, table
 from lrt_lens.data._documents import DocumentReader, Documents, DocumentSource
-from lrt_lens.data._parts import N_FOLDS, document_key, normalised, part_of
+from lrt_lens.data._parts import N_FOLDS, Parts, document_key, normalised
 
 _PERMUTATIONS = 128
 """Hashes per document; the standard deviation of an estimated similarity is at most 0.044."""
@@ -111,6 +111,7 @@ def near_duplicates(
     seed: int = 0,
     text_field: str | None = None,
     group: Any = None,
+    n_folds: int = N_FOLDS,
 ) -> NearDuplicates:
     """Return the near-duplicates among documents, and how many of them are in different folds.
 
@@ -122,15 +123,17 @@ def near_duplicates(
         text_field: column of the texts, as in the harvest.
         group: documents that share a fold, as in the harvest; they stay together in the groups of
             the result.
+        n_folds: number of cross-validation folds, as in the harvest.
 
     Raises:
-        ValueError: the threshold is not between 0 and 1, ``n_words`` is below 1, or there is no
-            document.
+        ValueError: the threshold is not between 0 and 1, ``n_words`` is below 1, ``n_folds`` is
+            out of its range, or there is no document.
     """
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold is {threshold}; expected a similarity above 0 and at most 1")
     if n_words < 1:
         raise ValueError(f"n_words is {n_words}; expected at least 1 word per shingle")
+    parts = Parts(n_folds)
     rows, keys, folds, shingles = list[int](), list[int](), list[int](), list[np.ndarray]()
     starts, shared = list[str](), dict[int, list[int]]()
     reader = DocumentReader(DocumentSource.of(documents, text_field, group))
@@ -141,7 +144,7 @@ def near_duplicates(
         rows.append(len(rows) + reader.n_empty)
         keys.append(document_key(document.text, seed))
         # All groups of the test fold are one fold.
-        folds.append(min(part_of(document.key(seed)), N_FOLDS))
+        folds.append(min(parts.of(document.key(seed)), n_folds))
         shingles.append(_shingles(document.text, n_words))
         starts.append(document.text[:80])
     if not shingles:

@@ -11,8 +11,9 @@ has the same documents, a sixth of all, whatever the numbers are.
     PART_NAMES[5]                                     # "test0"
     Parts(n_folds=3, n_test_groups=2).of(key)         # 0 … 4
 
-Limits: copies that differ in more than blanks, case and punctuation have other keys
-(`near_duplicates` finds them); two texts that differ only in punctuation are one document.
+Limits: surveys, activation caches, and rows of SAEs and code maps always have the default numbers.
+Copies that differ in more than blanks, case and punctuation have other keys (`near_duplicates`
+finds them); two texts that differ only in punctuation are one document.
 """
 
 import datetime

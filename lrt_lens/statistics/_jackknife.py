@@ -1,7 +1,7 @@
 """Delete-a-group jackknife: 95% intervals of any estimate that was computed again without a group.
 
 Problem: scores from moments have no items, because no token is kept. Mechanism: moments are kept
-for groups of documents (five folds for fitting, eight groups for testing), and any estimate θ can
+for groups of documents (by default five folds to fit, eight groups to test), and any estimate θ can
 be computed again without one group, as θ_k. With w_k the share of group k in all text, its
 residual is what the group adds to the estimate beyond its share, and the residuals give the
 variance:

@@ -6,7 +6,7 @@ import random
 import pandas as pd
 import pytest
 
-from lrt_lens.data import DocumentSource, document_key, near_duplicates, part_of
+from lrt_lens.data import DocumentSource, Parts, document_key, near_duplicates, part_of
 from lrt_lens.data._documents import DocumentReader
 
 VOCABULARY = [f"word{k}" for k in range(500)]
@@ -50,6 +50,10 @@ def test_the_pairs_are_those_of_a_comparison_of_all(texts: list[str], threshold:
     assert (report.n_duplicates, report.n_across_folds) == (len(expected), across)
     assert f"{len(expected)} of 60 documents repeat another" in repr(report)
     assert "NearDuplicates" in report._repr_html_()
+    # In a harvest with three folds, other pairs are in different ones.
+    folds = [min(Parts(3, 1).of(document_key(text, 0)), 3) for text in texts]
+    of_three = near_duplicates(texts, threshold=threshold, n_folds=3)
+    assert of_three.n_across_folds == sum(folds[i] != folds[j] for i, j in expected)
 
 
 def test_the_groups_bring_near_duplicates_into_one_fold(texts: list[str]) -> None:

@@ -25,7 +25,7 @@ class RowSelection:
     """
 
     parts: tuple[int, ...] = tuple(range(N_PARTS))
-    """Parts of the documents (`lrt_lens.data._documents`): five folds, eight test groups."""
+    """Parts of the documents (`lrt_lens.data._parts`): five folds, eight test groups."""
     validation_share: float = 0.0
     """Share of the documents in these parts that is for validation, decided by their keys."""
     side: Literal["all", "training", "validation"] = "all"
