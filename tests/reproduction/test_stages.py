@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lrt_lens.data import document_key
-from lrt_lens.data._parts import N_FOLDS, part_of
+from lrt_lens.data import N_FOLDS, document_key, part_of
 from lrt_lens.errors import FileFormatError
 from lrt_lens.reproduction import Stages, Task, capital_statements, held_out
 
