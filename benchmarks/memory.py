@@ -1,5 +1,11 @@
 """Growth of a harvest's memory with the number of tokens.
 
+What grows is memory that objects hold. With its default settings, glibc raises the size from which
+a block is mapped on its own to that of the largest block that was freed, and keeps smaller ones in
+arenas that fragment: resident memory then grows with time, by the history of allocations. The
+processes here run with that size fixed (``MALLOC_MMAP_THRESHOLD_``), so that what is freed returns
+to the system; growth with the default settings is measured beside it, in the raw values.
+
 Every measurement is a process of its own: ``python -m benchmarks.memory FOLDER N_TOKENS THREADS``
 loads a pair, runs one batch (which starts thread pools and workspaces), reads its resident memory,
 harvests ``N_TOKENS`` from a generator, and prints its peak memory.
@@ -21,13 +27,15 @@ from benchmarks.measuring import Measurement, Settings
 _INTERVAL = 0.002
 """Seconds between two readings of the resident memory."""
 _REPETITIONS = 2
+_RETURNED = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
+"""Environment in which glibc returns freed blocks to the system at once."""
 
 
 def peak_memory_10x_tokens(settings: Settings) -> Measurement:
     """Memory growth of a harvest over 10 n tokens ÷ memory growth over n tokens.
 
     Memory growth is the peak resident memory minus the resident memory after loading; the harvest
-    takes all pairs.
+    takes all pairs. Freed memory returns to the system, see the module docstring.
     """
     from benchmarks.models import SMALL, TINY, random_models
 
@@ -37,6 +45,7 @@ def peak_memory_10x_tokens(settings: Settings) -> Measurement:
             (_measure(folder, 10 * n_tokens, settings), _measure(folder, n_tokens, settings))
             for _ in range(settings.repetitions(_REPETITIONS))
         ]
+        by_default = [_measure(folder, n, settings, {}) for n in (10 * n_tokens, n_tokens)]
     ten, one = zip(*runs, strict=True)
     ratios = [a["growth_mib"] / b["growth_mib"] for a, b in runs]
     return Measurement(
@@ -46,13 +55,21 @@ def peak_memory_10x_tokens(settings: Settings) -> Measurement:
         at_most=True,
         what="(Peak resident memory − memory after loading) of a harvest of all pairs over "
         f"{10 * n_tokens:,} tokens ÷ the same over {n_tokens:,}, documents from a generator, a "
-        "fresh process each.",
-        raw={"ten_times": list(ten), "one_time": list(one), "ratios": ratios},
+        "fresh process each, in which freed memory returns to the system.",
+        raw={
+            "ten_times": list(ten),
+            "one_time": list(one),
+            "ratios": ratios,
+            "default_allocator": by_default,
+            "ratio_default_allocator": by_default[0]["growth_mib"] / by_default[1]["growth_mib"],
+        },
     )
 
 
-def _measure(folder: Path, n_tokens: int, settings: Settings) -> dict[str, float]:
-    """Memory of a harvest in a new process, MiB."""
+def _measure(
+    folder: Path, n_tokens: int, settings: Settings, environment: dict[str, str] | None = None
+) -> dict[str, float]:
+    """Memory of a harvest in a new process, MiB; by default freed memory returns to the system."""
     command = [
         sys.executable,
         "-m",
@@ -62,7 +79,12 @@ def _measure(folder: Path, n_tokens: int, settings: Settings) -> dict[str, float
         str(settings.threads),
     ]
     done = subprocess.run(
-        command, capture_output=True, text=True, cwd=Path(__file__).parent.parent, check=False
+        command,
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+        check=False,
+        env=os.environ | (_RETURNED if environment is None else environment),
     )
     if done.returncode:
         raise RuntimeError(

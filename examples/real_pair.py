@@ -75,7 +75,7 @@ class Options(FigureOptions):
     target_layer: int | None = None
     """Layer of the target; by default that of the survey's best pair."""
     stages: tuple[Stage, ...] = STAGES
-    """What is measured besides the survey and the map."""
+    """Measurements besides the survey and the map."""
     loss_tokens: int = 20_000
     """Number of predicted tokens of the stitched losses."""
     sentiment: Path | None = None

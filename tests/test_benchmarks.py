@@ -59,6 +59,28 @@ def test_the_accelerator_benchmark_runs_on_a_cpu(tmp_path: Path) -> None:
     )
 
 
+def test_split_products_have_the_accuracy_of_float32() -> None:
+    """The maps' errors in docs/design.md: three TF32 products, or six of bfloat16, are enough."""
+    from benchmarks.products import LARGEST_ERROR, SCHEMES, product_of, ridge_weights, streams
+
+    x, y = streams(20_000, seed=1)
+    exact = ridge_weights(x, y, torch.matmul, torch.float64)
+    errors = {
+        name: float(
+            (
+                ridge_weights(x, y, product_of(name, tensor_cores=False), torch.float32) - exact
+            ).norm()
+            / exact.norm()
+        )
+        for name in SCHEMES
+    }
+    accurate = {name for name, error in errors.items() if error <= LARGEST_ERROR}
+    assert accurate == {"float32", "tf32, 2 terms, 3 products", "bfloat16, 3 terms, 6 products"}
+    assert errors["tf32, 2 terms, 3 products"] < 2 * errors["float32"]
+    # One product of rounded factors costs three digits.
+    assert errors["tf32"] > 100 * errors["float32"]
+
+
 @pytest.mark.slow
 def test_every_benchmark_of_ratios_runs(tmp_path: Path) -> None:
     run("benchmarks.run", "--quick", "--threads", "1", "--out", str(tmp_path / "results.json"))

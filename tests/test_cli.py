@@ -306,7 +306,7 @@ def test_pairs_that_do_not_fit_a_quarter_of_the_memory_are_surveyed_first(
     import json
 
     # All nine pairs take 1.1 MB.
-    free = "lrt_lens.moments._plan.available_memory"
+    free = "lrt_lens.moments._placement.available_memory"
     monkeypatch.setattr(free, lambda *_: 2_000_000)
     shown = fit("--dry-run") or ""
     shown = " ".join(capsys.readouterr().out.split())

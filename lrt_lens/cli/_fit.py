@@ -61,6 +61,11 @@ class Fit(PairCommand):
     If they need more, target layers are harvested in several passes (after a survey: fewer hook
     pairs in one pass).
     """
+    placement: Literal["auto", "device", "host", "disk"] = "auto"
+    """Place of the moments: with the models, in host memory, or in a mapped file; auto: with the
+    models if they fit there, else in host memory."""
+    placement_folder: str | None = None
+    """Folder of the mapped file; by default the system's folder for temporary files."""
     dry_run: bool = False
     """Print memory, disk and time that the run needs, from the configs alone, and stop."""
 
@@ -105,15 +110,21 @@ class Fit(PairCommand):
         from lrt_lens.moments._harvest_settings import HarvestSettings
 
         pairs = None if self.pairs is None else _pairs(self.pairs)
-        settings = HarvestSettings(**self.fields, pairs=pairs)
-        return replace(settings, n_folds=self.n_folds, n_test_groups=self.n_test_groups)
+        return HarvestSettings(
+            **self.fields,
+            pairs=pairs,
+            n_folds=self.n_folds,
+            n_test_groups=self.n_test_groups,
+            placement=self.placement,
+            placement_folder=self.placement_folder,
+        )
 
     def _budget(self, wanted: int | None) -> int:
         """Return the memory budget in bytes; by default a quarter of what is free."""
-        from lrt_lens.moments._plan import available_memory
+        from lrt_lens.moments._placement import most_free
         from lrt_lens.moments._survey_plan import SHARE_OF_FREE_MEMORY
 
-        free = available_memory(self.device or "cpu")
+        free = most_free(self.placement, self.device or "cpu", self.placement_folder)
         return wanted or int(SHARE_OF_FREE_MEMORY * (free or 0)) or 10**12
 
     def _may_survey(self, wanted: int | None, alone: bool) -> bool:

@@ -11,7 +11,9 @@ Limits: the rows of all requested hook points are in memory at once.
 """
 
 import hashlib
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any, Literal
 
 import numpy as np
@@ -137,3 +139,16 @@ def _row_index(batch: Sequence[Window], width: int) -> Tensor:
     return torch.from_numpy(
         np.concatenate([i * width + window.rows for i, window in enumerate(batch)])
     )
+
+
+def row_name(order: list[Window], tokenizer: Any, row: int) -> str:
+    """Return a name for a row of a block: its token, and the beginning of its window."""
+    begins = list(accumulate((len(window.rows) for window in order), initial=0))
+    # The window with the last beginning that is not behind the row.
+    number = bisect_right(begins, row) - 1
+    window = order[number]
+    position = int(window.rows[row - begins[number]])
+    token, begin = (
+        tokenizer.decode(ids) for ids in (window.ids[position : position + 1], window.ids[:12])
+    )
+    return f"the token {token!r} at position {position} of the window that begins {begin!r}"

@@ -53,6 +53,7 @@ from lrt_lens.moments._centred_rows import (
 )
 from lrt_lens.moments._heavy_rows import RowName, document_row, trace_about_mean
 from lrt_lens.moments._layout import MOMENTS_SCHEMA, MomentFile, Sums, to_metadata, to_tensors
+from lrt_lens.moments._placement import Placement
 from lrt_lens.moments._provenance import Provenance
 from lrt_lens.moments._row_keys import document_keys, parts_of
 from lrt_lens.moments._scatter import Scatter, SecondMoment, SideMoments, cross_about, part_sum
@@ -98,6 +99,8 @@ class CrossMoments(Accumulator):
     """Σ(x − cₓ)(y − c_y)ᵀ of each hook pair [part, d_source, d_target]."""
     cross_null: dict[HookPair, Tensor] = field(default_factory=dict)
     """Sums ``cross`` of shuffled pairs: fitting folds, test fold [2, d_source, d_target or 64]."""
+    placement: Placement = field(default_factory=Placement, repr=False, compare=False)
+    """Place of the sums."""
     _logged: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
 
     schema: ClassVar[str] = MOMENTS_SCHEMA
@@ -228,9 +231,12 @@ class CrossMoments(Accumulator):
         pairing: Tensor | None = None,
         name: RowName | None = None,
     ) -> None:
-        dtype = self.moment_dtype
+        dtype, add = self.moment_dtype, self.placement.add
         rows_x, rows_y = (
-            {hook: CentredRows.of(rows, side[hook].shift, dtype) for hook, rows in streams.items()}
+            {
+                hook: CentredRows.of(rows, side[hook].shift.to(rows.device), dtype)
+                for hook, rows in streams.items()
+            }
             for side, streams in ((self.source, x), (self.target, y))
         )
         self._add_sides(part, {"source": rows_x, "target": rows_y}, name)
@@ -238,18 +244,20 @@ class CrossMoments(Accumulator):
             {hook: block.light for hook, block in blocks.items()} for blocks in (rows_x, rows_y)
         )
         for (s, t), product in cross_products(self.kept_pairs, light_x, light_y):
-            self.cross[s, t][part] += product
+            add(self.cross[s, t][part], product)
             if not (rows_x[s].is_plain and rows_y[t].is_plain):
-                self.cross[s, t][part] += rows_x[s].rest(rows_y[t])
+                add(self.cross[s, t][part], rows_x[s].rest(rows_y[t]))
         if pairing is not None and self.null != "none":
             # Null: Σ(x_i − cₓ)(y_π(i) − c_y)ᵀ, or with Q [d_target, 64] of `sketch`
             #       Σ(x_i − cₓ)(y_π(i) − c_y)ᵀQ, whose size does not grow with d_target
             shuffled = {hook: self._sketched(hook, rows)[pairing] for hook, rows in light_y.items()}
             for (s, t), product in cross_products(self.pairs, light_x, shuffled):
                 null = self.cross_null[s, t][NULL_FIT if part in self.parts.fit else NULL_TEST]
-                null += product
+                add(null, product)
                 if not (rows_x[s].is_plain and rows_y[t].is_plain):
-                    null += rows_x[s].rest(rows_y[t], pairing, self.sketch(t))
+                    basis = self.sketch(t)
+                    basis = None if basis is None else basis.to(product.device)
+                    add(null, rows_x[s].rest(rows_y[t], pairing, basis))
 
     def _add_sides(
         self, part: int, blocks: Mapping[str, Mapping[str, CentredRows]], name: RowName | None
@@ -259,7 +267,7 @@ class CrossMoments(Accumulator):
         for role, side in (("source", self.source), ("target", self.target)):
             for hook, block in blocks[role].items():
                 raw = block.raw if part in self.parts.fit else None
-                side[hook].add(part, block.sums(), raw)
+                side[hook].add(part, block.sums(), raw, self.placement.add)
                 n_rows = len(block.raw)
                 longest[f"{role} {hook}"] = block.heaviest()
         self.record_heaviest(longest, name)
@@ -267,6 +275,7 @@ class CrossMoments(Accumulator):
 
     def trace(self, role: str, hook: str) -> float | None:
         """Return the trace of the scatter of all rows at a hook point; None without sums of it."""
+        self.placement.finish()
         side = (self.source if role == "source" else self.target).get(hook)
         return side and trace_about_mean(side.total, side.squares, self.n)
 
@@ -284,22 +293,29 @@ class CrossMoments(Accumulator):
         self.start_at(*by_role(origin, "shift").values())
 
     def start_at(self, x: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> None:
-        """Allocate empty sums about these shifts, ``{hook point: [d]}`` per side, on their device.
+        """Allocate empty sums about these shifts, ``{hook point: [d]}`` per side.
+
+        They live where ``placement`` says, by default on the device of the shifts.
 
         All shards and ranks of one run use the same shifts.
         """
-        n_parts = self.parts.n_parts
-        self.source = {hook: SideMoments.zeros(shift, n_parts) for hook, shift in x.items()}
-        self.target = {hook: SideMoments.zeros(shift, n_parts) for hook, shift in y.items()}
-        # Sums are float64 on the device of the rows; adding to them moves no data.
-        device = next(iter(self.source.values())).shift.device
+        first, n_parts = next(iter(x.values())), self.parts.n_parts
+        device = self.placement.sums_device or first.device
+        zeros = partial(self.placement.zeros, like=first)
+        # The shift is rounded to the precision of products, so float64 holds it exactly.
+        self.source, self.target = (
+            {
+                hook: SideMoments.zeros(shift.to(device), zeros, n_parts)
+                for hook, shift in side.items()
+            }
+            for side in (x, y)
+        )
         self.n = self.n.to(device)
-        zeros = {"dtype": torch.float64, "device": device}
         for s, t in self.kept_pairs:
             d_s, d_t = len(self.source[s].shift), len(self.target[t].shift)
-            self.cross[s, t] = torch.zeros(n_parts, d_s, d_t, **zeros)
+            self.cross[s, t] = zeros((n_parts, d_s, d_t))
             if self.null != "none" and (s, t) in self.pairs:
-                self.cross_null[s, t] = torch.zeros(2, d_s, self._null_width(d_t), **zeros)
+                self.cross_null[s, t] = zeros((2, d_s, self._null_width(d_t)))
 
     def _null_width(self, d_target: int) -> int:
         return min(SKETCH_WIDTH, d_target) if self.null == "sketch" else d_target
@@ -318,7 +334,7 @@ class CrossMoments(Accumulator):
 
     def _sketched(self, hook: str, rows: Tensor) -> Tensor:
         basis = self.sketch(hook)
-        return rows if basis is None else rows @ basis.to(rows.dtype)
+        return rows if basis is None else rows @ basis.to(rows)
 
     # -------------------------------------------------------------------------------------- reading
 
@@ -353,6 +369,7 @@ class CrossMoments(Accumulator):
         Raises:
             TooFewDocumentsError: the parts hold fewer than two rows.
         """
+        self.placement.finish()
         index = list(parts)
         n = float(self.n[index].sum())
         if n < 2:
@@ -415,6 +432,8 @@ class CrossMoments(Accumulator):
             MismatchError: they are not parts of one harvest; the message names what differs.
         """
         self._refuse_other_settings(other)
+        for one in (self, other):
+            one.placement.finish()
         provenance = self.provenance.merged(other.provenance)
         if not self.source or not other.source:
             return replace(self if self.source else other, provenance=provenance)
@@ -499,6 +518,7 @@ class CrossMoments(Accumulator):
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the sums by their names in a file, as views of these moments' own storage."""
+        self.placement.finish()
         sums = Sums(self.n, self.source, self.target, self.cross, self.cross_null)
         return to_tensors(sums, self.parts)
 

@@ -21,6 +21,7 @@ from lrt_lens.data._parts import DEFAULT_PARTS, N_FOLDS, N_TEST_GROUPS, Parts
 from lrt_lens.data._windows import MINIMUM_ROWS, Share
 from lrt_lens.models._hook_points import Layers
 from lrt_lens.models._text_reader import SKIP_FIRST
+from lrt_lens.moments._placement import PLACES, Place
 from lrt_lens.moments._survey_sums import Sketch
 
 LEAST_SOURCE_COLUMNS = 2 * (N_FOLDS + 1)
@@ -95,6 +96,13 @@ class HarvestSettings(Settings):
     """
     moment_dtype: str | torch.dtype = "float32"
     """Precision of products, ``"float32"`` or ``"float64"``; sums are always float64."""
+    placement: Place = "auto"
+    """Place of the exact moments: ``"device"`` with the models, ``"host"`` in (pinned) memory, to
+    which products are copied while the device goes on, ``"disk"`` in a mapped file; ``"auto"``: the
+    device if they fit there beside a block, else the host. It does not change the numbers.
+    """
+    placement_folder: str | None = None
+    """Folder of the mapped file; None: the system's folder for temporary files."""
     joint: bool = False
     """Concatenate all source layers into one hook point, for `ManyToOne`."""
     shard: tuple[int, int] | None = None
@@ -133,6 +141,8 @@ class HarvestSettings(Settings):
             most = min(most, MOST_FILE_SHARES)
             number = checked_whole("file_shares", self.file_shares, least=1, most=most)
             object.__setattr__(self, "file_shares", number)
+        if self.placement not in PLACES:
+            raise ValueError(f"placement is {self.placement!r}; expected one of {list(PLACES)}")
         if isinstance(self.null, str) and self.null not in ("full", "sketch", "none"):
             raise ValueError(
                 f"null is {self.null!r}; expected True, False, 'full', 'sketch' or 'none'"

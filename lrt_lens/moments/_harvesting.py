@@ -15,12 +15,10 @@ a document is read, and compared with the checkpoint when a run resumes.
 """
 
 import logging
-from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,7 +38,13 @@ from lrt_lens.models._hook_points import EMBED, SOURCE, TARGET, HookPair, hooks_
 from lrt_lens.models._loading import torch_dtype
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.moments._accumulator import Accumulator
-from lrt_lens.moments._block_rows import block_order, block_rows, provenance_of, window_length
+from lrt_lens.moments._block_rows import (
+    block_order,
+    block_rows,
+    provenance_of,
+    row_name,
+    window_length,
+)
 from lrt_lens.moments._block_streams import (
     BlockStream,
     EndOfShare,
@@ -51,13 +55,14 @@ from lrt_lens.moments._block_streams import (
 from lrt_lens.moments._checkpoint import Checkpoint
 from lrt_lens.moments._cross_moments import CrossMoments
 from lrt_lens.moments._harvest_settings import HarvestSettings, SurveySettings
+from lrt_lens.moments._placement import placed, refuse_unfit
 from lrt_lens.moments._plan import (
     FEWER_COLUMNS,
-    available_memory,
+    HarvestPlan,
+    ModelShape,
     choose_pairs,
     moment_bytes,
     null_kind,
-    refuse_more_than_there_is,
     rows_of_block,
 )
 from lrt_lens.moments._provenance import BY_GROUP, Provenance, group_column
@@ -222,6 +227,7 @@ def settle(
         batch_tokens=settings.batch_tokens,
         text_field=settings.text_field,
         group=settings.group,
+        placement=(settings.placement, settings.placement_folder),
         sketch=settings.sketch if isinstance(settings, SurveySettings) else None,
         file_shares=settings.file_shares,
     )
@@ -244,6 +250,8 @@ class HarvestRun:
     """Column of the texts, as in `HarvestSettings`."""
     group: Any = None
     """Documents that share a fold, as in `HarvestSettings`."""
+    placement: tuple[str, str | None] = ("auto", None)
+    """Place of the sums, and the folder of a mapped file; not compared."""
     sketch: Sketch | None = None
     """Random columns of a survey; None for exact moments."""
     file_shares: int | None = None
@@ -331,18 +339,41 @@ class HarvestRun:
         if self.sketch is not None:
             itemsize = self.moment_dtype.itemsize
             sizes = survey_bytes(self.pairs, self.token_hook, self.sketch, *widths, itemsize)
-            refuse_more_than_there_is(
-                sum(sizes.values()), available_memory(device), device, FEWER_COLUMNS
-            )
+            refuse_unfit(sum(sizes.values()), device, FEWER_COLUMNS)
             return SurveyMoments(
                 self.pairs, self.token_hook, self.moment_dtype, self.sketch, self.provenance
             )
         n_parts = self.plan.parts.n_parts
         n_bytes = moment_bytes(self.pairs, self.token_hook, self.null, *widths, n_parts)
-        refuse_more_than_there_is(sum(n_bytes.values()), available_memory(device), device)
-        return CrossMoments(
-            self.pairs, self.token_hook, self.moment_dtype, self.null, self.provenance
+        placement = placed(
+            self.placement[0],
+            device,
+            sum(n_bytes.values()),
+            self._workspace,
+            folder=self.placement[1],
         )
+        return CrossMoments(
+            self.pairs,
+            self.token_hook,
+            self.moment_dtype,
+            self.null,
+            self.provenance,
+            placement=placement,
+        )
+
+    @property
+    def _workspace(self) -> int:
+        """Bytes of one block on the device of the models."""
+        shapes = map(ModelShape.of_model, (self.models.source, self.models.target))
+        return HarvestPlan(
+            *shapes,
+            passes=(self.pairs,),
+            null=self.null,
+            token_hook=self.token_hook,
+            moment_dtype=self.moment_dtype,
+            context_length=self.plan.context_length,
+            block_rows=self.plan.block_rows,
+        ).workspace
 
     def harvest_share(
         self,
@@ -519,7 +550,7 @@ class _Feed:
             for hook, states in streams.items():
                 self.far.add(f"{role} {hook}", states)
         with checkpoint.adding(block) if checkpoint else nullcontext():
-            name = partial(_row_name, order, self.run.models.source.tokenizer)
+            name = partial(row_name, order, self.run.models.source.tokenizer)
             moments.add_block(block.part, x, y, pairing, name=name)
             moments.provenance = moments.provenance.with_documents(
                 block.n_documents,
@@ -550,7 +581,7 @@ class _Feed:
             "target" if side == TARGET else "source",
         )
         # Layers of one model may be on several devices; a product needs both factors on one.
-        device = moments.n.device if moments.is_begun else self.run.models.source.device
+        device = self.run.models.source.device
         rows = {hook: values.to(device) for hook, values in rows.items()}
         return {
             hook: rows[hook]
@@ -558,19 +589,6 @@ class _Feed:
             else torch.cat([rows[part] for part in joint_parts(hook)], 1)
             for hook in hooks
         }
-
-
-def _row_name(order: list[Window], tokenizer: Any, row: int) -> str:
-    """Return a name for a row of a block: its token, and the beginning of its window."""
-    begins = list(accumulate((len(window.rows) for window in order), initial=0))
-    # The window with the last beginning that is not behind the row.
-    number = bisect_right(begins, row) - 1
-    window = order[number]
-    position = int(window.rows[row - begins[number]])
-    token, begin = (
-        tokenizer.decode(ids) for ids in (window.ids[position : position + 1], window.ids[:12])
-    )
-    return f"the token {token!r} at position {position} of the window that begins {begin!r}"
 
 
 def _saved(checkpoint: Checkpoint | None, moments: Accumulator) -> AbstractContextManager[None]:

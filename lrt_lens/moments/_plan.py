@@ -17,14 +17,11 @@ is a lower bound: arithmetic divided by the measured speed of a matrix product, 
 reaches.
 """
 
-import logging
 import math
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
@@ -53,18 +50,11 @@ from lrt_lens.moments._harvest_settings import HarvestSettings
 from lrt_lens.moments._scatter import NORM_BINS
 from lrt_lens.moments._sketches import SKETCH_WIDTH
 
-logger = logging.getLogger(__name__)
-
 _Row = tuple[str, str, float, str]
 """Row of `HarvestPlan.table`: item, amount, value, how."""
 
 FULL_NULL_NUMBERS = 32_000_000
 """Largest size of all cross-moments, in numbers, for which ``null=True`` means ``"full"``."""
-FEWER_PAIRS = (
-    "choose 'proportional' layers or fewer of them, null='none', or the passes of "
-    "plan_harvest(…, memory_budget=…), one harvest each"
-)
-"""Remedy for exact moments that do not fit."""
 FEWER_COLUMNS = "give source_columns=512 or fewer, fewer columns, or fewer layers"
 """Remedy for the moments of a survey that do not fit."""
 _MOST_ROWS, _FEWEST_ROWS = 4096, 256
@@ -73,8 +63,8 @@ _BLOCK_BYTES, _BYTES_PER_NUMBER = 4 * 10**9, 16
 """Bytes that the rows of a block may take, and those of one number of them: as captured, and three
 times in the precision of products.
 """
-_BYTES, _NEARLY_ALL = 8, 0.8
-"""Bytes of one float64 number; share of the free memory above which a warning is logged."""
+_BYTES = 8
+"""Bytes of one float64 number."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +98,11 @@ class ModelShape:
         # 2·d FLOP each per attended token, over context/2 tokens on average.
         blocks = max(0, math.ceil(max(map(depth, hooks))))
         return blocks * (2.0 * self.layer_parameters + 2.0 * context_length * self.d_model)
+
+    @classmethod
+    def of_model(cls, model: Any) -> "ModelShape":
+        """Return the widths of a `HookedModel`, in float32; its parameters are not counted."""
+        return cls(model.name, model.d_model, model.n_layers, 0, 0, model.context_length)
 
     @classmethod
     def of_config(
@@ -307,9 +302,10 @@ class HarvestPlan:
     @property
     def workspace(self) -> int:
         """Bytes that one block needs at most, besides the moments."""
-        return max(self._workspace(pairs) for pairs in self.passes)
+        return max(self.workspace_of(pairs) for pairs in self.passes)
 
-    def _workspace(self, pairs: Sequence[HookPair]) -> int:
+    def workspace_of(self, pairs: Sequence[HookPair]) -> int:
+        """Return the bytes of one block with some hook pairs, besides the moments."""
         d_x, d_y = self._stacked_widths(pairs)
         rows = self.block_rows + self.context_length
         raw = rows * (d_x * self.source.dtype.itemsize + d_y * self.target.dtype.itemsize)
@@ -542,48 +538,6 @@ def measure_throughput(
             n, elapsed = n + 1, time.perf_counter() - start
         speeds[dtype] = n * 2.0 * 1024 * d * 4 * d / elapsed
     return Throughput(speeds[model_dtype], speeds[moment_dtype])
-
-
-def available_memory(device: str | torch.device = "cpu") -> int | None:
-    """Return the bytes of free memory on a device; None if the system does not tell."""
-    if torch.device(device).type == "cuda":
-        return int(torch.cuda.mem_get_info(torch.device(device))[0])
-    free = []
-    try:
-        # MemAvailable includes the page cache, which the system gives up on demand;
-        # SC_AVPHYS_PAGES does not. A container may have less than its machine.
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free.append(
-            next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-        )
-        free.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    except (OSError, ValueError, StopIteration):
-        pass
-    try:
-        return min(free) if free else os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):
-        return None
-
-
-def refuse_more_than_there_is(
-    needed: int, available: int | None, device: Any = "cpu", remedy: str = FEWER_PAIRS
-) -> None:
-    """Raise ValueError if ``needed`` bytes are more than are free; warn above 80 % of them.
-
-    Without this check the system would kill the process in the middle of a harvest.
-    """
-    if available is not None and needed > available:
-        raise ValueError(
-            f"the moments of these pairs take {human_bytes(needed)} and {human_bytes(available)} "
-            f"are free on {device}; {remedy}"
-        )
-    if available is not None and needed > _NEARLY_ALL * available:
-        logger.warning(
-            "the moments take %s, nearly all of the %s that are free on %s",
-            human_bytes(needed),
-            human_bytes(available),
-            device,
-        )
 
 
 def duration(seconds: float) -> str:

@@ -38,6 +38,8 @@ FIT_PARTS = DEFAULT_PARTS.fit
 """Default parts of the documents on which maps are fitted; the others form the test fold."""
 _BLOCK = 128
 """Columns per block of `gram` on a CPU."""
+_BLOCK_OF_ACCELERATOR = 512
+"""Fewest columns per block of `gram` on other devices."""
 
 
 def part_sum(stack: Tensor, parts: Sequence[int]) -> Tensor:
@@ -54,15 +56,15 @@ def part_sum(stack: Tensor, parts: Sequence[int]) -> Tensor:
 
 def gram(rows: Tensor) -> Tensor:
     """Return XᵀX [d, d] of rows [row, d]."""
-    if rows.device.type != "cpu":
-        return rows.T @ rows
     # XᵀX is symmetric: compute the upper triangle in blocks of rows and mirror it. This takes two
     # thirds of the time of the whole product on a CPU. numpy's product uses the symmetry by
     # itself, but its threads compete with those of torch: everything else takes twice as long.
     d = rows.shape[1]
+    # An accelerator needs large products: four blocks have 5/8 of the arithmetic of the whole.
+    size = _BLOCK if rows.device.type == "cpu" else max(_BLOCK_OF_ACCELERATOR, math.ceil(d / 4))
     product = rows.new_empty(d, d)
-    for start in range(0, d, _BLOCK):
-        end = min(start + _BLOCK, d)
+    for start in range(0, d, size):
+        end = min(start + size, d)
         block = rows[:, start:end].T @ rows[:, start:]
         product[start:end, start:] = block
         product[end:, start:end] = block[:, end - start :].T
@@ -363,29 +365,49 @@ class SideMoments:
     """Histogram of ‖x‖ of the fitting folds on a logarithmic scale, 64 bins per octave [bin]."""
 
     @classmethod
-    def zeros(cls, shift: Tensor, n_parts: int = N_PARTS) -> "SideMoments":
-        """Return empty moments about ``shift`` [d], on its device."""
-        # The shift is rounded to the precision of products, so float64 holds it exactly.
+    def zeros(
+        cls,
+        shift: Tensor,
+        zeros: Callable[[tuple[int, ...]], Tensor] | None = None,
+        n_parts: int = N_PARTS,
+    ) -> "SideMoments":
+        """Return empty moments about ``shift`` [d].
+
+        Args:
+            shift: shift that the precision of products holds exactly.
+            zeros: function from a shape to sums; by default on the device of the shift.
+            n_parts: number of parts of the documents.
+        """
         d = len(shift)
         shift = shift.detach().double()
         shapes = ((n_parts, d), (n_parts, d, d), (NORM_BINS,))
-        return cls(shift, *(shift.new_zeros(shape) for shape in shapes))
+        return cls(shift, *((zeros or shift.new_zeros)(shape) for shape in shapes))
 
-    def add(self, part: int, sums: tuple[Tensor, Tensor], raw: Tensor | None) -> None:
-        """Add rows of one part by their sums (Σ(x − c), Σ(x − c)(x − c)ᵀ).
+    def add(
+        self,
+        part: int,
+        sums: tuple[Tensor, Tensor],
+        raw: Tensor | None,
+        add: Callable[[Tensor, Tensor], object] = Tensor.add_,
+    ) -> None:
+        """Add rows of one part.
 
-        ``raw`` are the rows [row, d] if the part fits, for the histogram, and None if it tests.
+        Args:
+            part: number of the part.
+            sums: (Σ(x − c) [d], Σ(x − c)(x − c)ᵀ [d, d]) of the rows.
+            raw: rows as they came [row, d], for the histogram; None for parts of the test fold.
+            add: function that adds a product to sums, such as `Placement.add`; by default in place.
         """
         total, second = sums
-        self.total[part] += total
-        self.second[part] += second
+        add(self.total[part], total)
+        add(self.second[part], second)
         if raw is None:
             return
         # bin = ⌊64 · (log₂‖x‖ + 20)⌋, at least in float32
         norms = raw.to(torch.promote_types(raw.dtype, torch.float32)).norm(dim=1)
         octaves = norms.clamp_min(2.0**_LOWEST_OCTAVE).log2()
         bins = ((octaves - _LOWEST_OCTAVE) * _BINS_PER_OCTAVE).long().clamp(max=NORM_BINS - 1)
-        self.norms += torch.bincount(bins, minlength=NORM_BINS)
+        add(self.norms, torch.bincount(bins, minlength=NORM_BINS))
 
     def shifted(self, shift: Tensor, n: Tensor) -> "SideMoments":
         """Return these moments about another shift; ``n`` [part] counts their rows."""

@@ -66,7 +66,8 @@ class MomentSizes:
             raise ValueError(
                 f"memory_budget is {human_bytes(budget)}, and the exact moments of one hook pair, "
                 f"{ordered[0][0]!r} → {ordered[0][1]!r}, take {human_bytes(least)}: give at least "
-                "that, or null='none'; lrt.survey scores all pairs without them"
+                "that, null='none', or fewer n_folds and n_test_groups; lrt.survey scores all "
+                "pairs without them"
             )
         # Bytes grow with every pair, so the number is found by bisection.
         fits, too_many = 1, len(ordered) + 1

@@ -2,6 +2,7 @@ from ._concepts import first_items as first_items
 from ._concepts import first_pairs as first_pairs
 from ._concepts import generic_stitch as generic_stitch
 from ._concepts import load_concepts as load_concepts
+from ._labelled_texts import Task as Task
 from ._options import FigureOptions as FigureOptions
 from ._options import MissingInputError as MissingInputError
 from ._result import VERDICTS as VERDICTS
@@ -11,7 +12,6 @@ from ._result import Verdict as Verdict
 from ._script import run as run
 from ._stages import Stages as Stages
 from ._statements import capital_statements as capital_statements
-from ._tasks import Task as Task
 from ._tasks import bundled_tasks as bundled_tasks
 from ._tasks import held_out as held_out
 from ._tasks import sae_probes_task as sae_probes_task

@@ -30,7 +30,7 @@ from lrt_lens.report._results import RESULTS_SCHEMA, write_results
 logger = logging.getLogger(__name__)
 
 _Stored = TypeVar("_Stored")
-"""What a stage makes."""
+"""Result of a stage."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Stages:
             raise FileFormatError(f"{str(path)!r} has no table; remove it and run again")
         table = pd.DataFrame(rows)
         # JSON has no NaN: a column without numbers comes back as a column of None.
-        nothing = [name for name in table if table[name].isna().all()]
+        nothing = [name for name, empty in table.isna().all().items() if empty]
         return table.astype(dict.fromkeys(nothing, float))
 
     def stored(

@@ -10,7 +10,7 @@ Limits: small models know few capitals; accuracy near chance says that about the
 
 import random
 
-from lrt_lens.reproduction._tasks import Task
+from lrt_lens.reproduction._labelled_texts import Task
 
 _CAPITALS = (
     "Afghanistan, Kabul; Albania, Tirana; Algeria, Algiers; Angola, Luanda; "

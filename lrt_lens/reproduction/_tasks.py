@@ -2,52 +2,23 @@
 
     train, test = bundled_tasks(map_seed=0)[0].sample(400).split()
 
-Problem: probes of all scripts must be trained and tested on the same texts. Mechanism: one class of
-labelled texts with seeded samples and splits.
+Problem: probes of all scripts must be trained and tested on the same texts, none of which a map was
+fitted on. Mechanism: each source of texts is a function that returns a `Task`.
 
-Limits: splits are not stratified by label.
+Limits: texts of other languages have no bundled task.
 """
 
 import importlib.util
-import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lrt_lens.bundled._texts import demo_contrast, demo_documents
 from lrt_lens.data._document_files import read_records
 from lrt_lens.data._document_rows import is_missing
 from lrt_lens.data._parts import N_FOLDS, document_key, part_of
 from lrt_lens.errors import FileFormatError
+from lrt_lens.reproduction._labelled_texts import Task
 from lrt_lens.reproduction._options import MissingInputError
-
-
-@dataclass(frozen=True)
-class Task:
-    """Labelled texts of one task."""
-
-    name: str
-    """Name of the task, for tables."""
-    texts: list[str]
-    """Texts in the order of the file."""
-    labels: list[Any]
-    """One label per text."""
-
-    def sample(self, n_texts: int, seed: int = 0) -> "Task":
-        """Return ``n_texts`` of the texts at random, or all if there are fewer."""
-        # random.Random has a state of its own, so the caller's random numbers do not change.
-        order = list(range(len(self.texts)))
-        random.Random(seed).shuffle(order)
-        drawn = order[:n_texts]
-        return Task(self.name, [self.texts[i] for i in drawn], [self.labels[i] for i in drawn])
-
-    def split(self, share: float = 2 / 3) -> tuple["Task", "Task"]:
-        """Return the first ``share`` of the texts, and the others."""
-        # Callers shuffle with `sample` first, so the first texts are random ones.
-        at = int(share * len(self.texts))
-        first = Task(self.name, self.texts[:at], self.labels[:at])
-        return first, Task(self.name, self.texts[at:], self.labels[at:])
 
 
 def task_from_file(path: Path) -> Task:

@@ -72,7 +72,7 @@ def fit_stitches(
     """
     settings = resolve(HarvestSettings, settings, options)
     budget = checked_budget(memory_budget)
-    budget = default_budget(pair) if budget is None else budget
+    budget = default_budget(pair, settings) if budget is None else budget
     surveyed = None
     # The layers of a joint hook point are fitted together: there is nothing to choose.
     if not settings.joint and budget is not None and sizes_of(pair, settings).of_all > budget:

@@ -28,7 +28,8 @@ from lrt_lens.models._pair import ModelPair
 from lrt_lens.moments._checkpoint import CHOSEN_NAME
 from lrt_lens.moments._harvest_settings import HarvestSettings, SurveySettings
 from lrt_lens.moments._harvesting import settle
-from lrt_lens.moments._plan import ModelShape, available_memory
+from lrt_lens.moments._placement import most_free
+from lrt_lens.moments._plan import ModelShape
 from lrt_lens.moments._survey_plan import (
     SHARE_OF_FREE_MEMORY,
     MomentSizes,
@@ -79,9 +80,9 @@ def sizes_of(pair: ModelPair, settings: HarvestSettings) -> PairSizes:
     return PairSizes(run.pairs, MomentSizes(run.token_hook, settings.null, *widths, settings.parts))
 
 
-def default_budget(pair: ModelPair) -> int | None:
-    """Return a quarter of the memory that is free on the source's device; None if unknown."""
-    free = available_memory(pair.source.device)
+def default_budget(pair: ModelPair, settings: HarvestSettings) -> int | None:
+    """Return a quarter of what is free where the moments may live; None if unknown."""
+    free = most_free(settings.placement, pair.source.device, settings.placement_folder)
     return None if free is None else int(SHARE_OF_FREE_MEMORY * free)
 
 
@@ -91,10 +92,7 @@ def survey_that_fits(pair: ModelPair, settings: HarvestSettings, budget: int) ->
     The predicting streams are whole if they fit, else seen through fewer and fewer columns.
     """
     run = settle(pair, settings=survey_settings(settings))
-    source, target = (
-        ModelShape(model.name, model.d_model, model.n_layers, 0, 0)
-        for model in (pair.source, pair.target)
-    )
+    source, target = map(ModelShape.of_model, (pair.source, pair.target))
     itemsize = run.moment_dtype.itemsize
     plan = SurveyPlan(
         source, target, run.pairs, survey_settings(settings), run.token_hook, itemsize

@@ -8,13 +8,12 @@ import plotly.graph_objects as go
 import plotly.io as pio
 import pytest
 
-from lrt_lens.figures import TEMPLATE_NAME, arm_style
+from lrt_lens.figures import TEMPLATE_NAME, arm_style, summary_figure
 from lrt_lens.figures._steering import (
     calibration_figure,
     effect_damage_figure,
     grid_figure,
     steering_figure,
-    summary_figure,
 )
 from lrt_lens.figures._template import ARM_STYLES, hook_order, ordered_arms
 from lrt_lens.models import short_hook

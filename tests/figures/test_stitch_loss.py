@@ -7,8 +7,7 @@ import pandas as pd
 import plotly.io as pio
 import pytest
 
-from lrt_lens.figures import TEMPLATE_NAME
-from lrt_lens.figures._stitch_loss import stitch_loss_figure
+from lrt_lens.figures import TEMPLATE_NAME, stitch_loss_figure
 
 
 def _table() -> pd.DataFrame:

@@ -11,9 +11,9 @@ import transformers
 from lrt_lens._byte_sizes import human_bytes, parse_bytes
 from lrt_lens.models import ModelPair
 from lrt_lens.moments import HarvestPlan, HarvestSettings, ModelShape, harvest, plan_harvest
-from lrt_lens.moments import _plan as planning
 from lrt_lens.moments._harvesting import settle
-from lrt_lens.moments._plan import Throughput, available_memory, measure_throughput, moment_bytes
+from lrt_lens.moments._placement import available_memory, refuse_more_than_there_is
+from lrt_lens.moments._plan import Throughput, measure_throughput, moment_bytes
 from lrt_lens.moments._survey_plan import answer, survey_first
 
 QUIET: dict[str, Any] = {"n_tokens": None, "context_length": 24, "progress": False}
@@ -182,7 +182,7 @@ def test_more_than_there_is_is_refused_before_anything_is_read(
         raise AssertionError("read")
         yield ""
 
-    monkeypatch.setattr("lrt_lens.moments._harvesting.available_memory", lambda device: 100_000)
+    monkeypatch.setattr("lrt_lens.moments._placement.available_memory", lambda device: 100_000)
     needed = human_bytes(
         sum(moment_bytes(settle(pair).pairs, "hook_embed", "full", 16, 24).values())
     )
@@ -196,9 +196,9 @@ def test_more_than_there_is_is_refused_before_anything_is_read(
 
 def test_what_will_hardly_fit_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        planning.refuse_more_than_there_is(90, 100)
-        planning.refuse_more_than_there_is(10, 100)
-        planning.refuse_more_than_there_is(10, None)
+        refuse_more_than_there_is(90, 100)
+        refuse_more_than_there_is(10, 100)
+        refuse_more_than_there_is(10, None)
     assert caplog.text.count("nearly all of the 100 B that are free") == 1
 
 

@@ -31,7 +31,7 @@ from lrt_lens.data._parts import N_FOLDS, N_PARTS
 from lrt_lens.errors import MismatchError
 from lrt_lens.figures._single_features import matches_figure
 from lrt_lens.models._pair import ModelPair
-from lrt_lens.moments._plan import available_memory
+from lrt_lens.moments._placement import available_memory
 from lrt_lens.stitching._stitch import Stitch
 
 

@@ -52,7 +52,7 @@ from lrt_lens.models._belonging import Ends, Origin, refuse_impossible_hook
 from lrt_lens.models._identity import ModelIdentity
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.models._text_reader import SKIP_FIRST
-from lrt_lens.moments._plan import available_memory
+from lrt_lens.moments._placement import available_memory
 from lrt_lens.stitching._stitch import Stitch
 
 logger = logging.getLogger(__name__)

@@ -1,0 +1,320 @@
+"""Place of the sums of a harvest: on the models' device, in host memory, or in a mapped file.
+
+Problem: exact moments of wide models take more memory than an accelerator has beside the weights,
+and sometimes more than the machine has. Mechanism: products are always computed where the rows are.
+A `Placement` allocates the sums and adds the products to them:
+
+``"device"``    sums on the models' device, to which products are added in place;
+``"host"``      sums in host memory, pinned if the models are on a CUDA device: each product is
+                copied to a pinned buffer while the device goes on, and added when it has arrived;
+``"disk"``      sums in an unnamed file that is mapped into memory, so that the system writes out
+                what does not fit;
+``"auto"``      the device if the sums fit there beside the rows of a block, else the host.
+
+    place = placed("auto", "cuda:0", n_bytes, workspace)
+    sums = place.zeros((13, 2304, 3584))
+    place.add(sums[0], product)
+    place.finish()                         # before the sums are read
+
+Limits: a mapped file is as fast as its disk; on a memory file system (some /tmp) it saves nothing.
+"""
+
+import logging
+import os
+import shutil
+import tempfile
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from lrt_lens._byte_sizes import human_bytes
+
+logger = logging.getLogger(__name__)
+
+Place = Literal["auto", "device", "host", "disk"]
+"""Places in which sums can live."""
+PLACES: tuple[str, ...] = get_args(Place)
+"""All places, the default first."""
+FEWER_PAIRS = (
+    "choose 'proportional' layers or fewer of them, null='none', fewer n_folds and n_test_groups, "
+    "placement='disk', or the passes of plan_harvest(…, memory_budget=…), one harvest each"
+)
+"""Remedy for exact moments that do not fit."""
+_NEARLY_ALL = 0.8
+"""Share of the free memory above which a warning is logged."""
+_BUFFERS = 3
+"""Products that wait in buffers while the device computes the next ones."""
+
+
+@dataclass
+class Placement:
+    """Sums in one place, and how products are added to them."""
+
+    place: str = "device"
+    """``"device"``, ``"host"`` or ``"disk"``."""
+    device: torch.device | None = None
+    """Device of the rows; None: that of the first rows, and the sums with them."""
+    folder: Path | None = None
+    """Folder of a mapped file; None: the system's folder for temporary files."""
+    _waiting: "deque[_Arriving]" = field(default_factory=deque, init=False, repr=False)
+    _free: list[Tensor] = field(default_factory=list, init=False, repr=False)
+
+    @property
+    def sums_device(self) -> torch.device | None:
+        """Device of the sums; None: that of the rows."""
+        return self.device if self.place == "device" else torch.device("cpu")
+
+    def zeros(self, shape: Sequence[int], like: Tensor) -> Tensor:
+        """Return float64 sums of this shape.
+
+        Args:
+            shape: shape of the sums.
+            like: tensor on the device of the rows, for sums that live there.
+
+        Raises:
+            ValueError: the memory or the disk is too small; the message names the bytes.
+        """
+        if self.place == "disk":
+            return mapped_zeros(shape, self.folder)
+        if self.place == "device":
+            return torch.zeros(*shape, dtype=torch.float64, device=self.sums_device or like.device)
+        if like.device.type == "cuda" or (self.device and self.device.type == "cuda"):
+            return pinned_zeros(shape)
+        return torch.zeros(*shape, dtype=torch.float64)
+
+    def add(self, sums: Tensor, product: Tensor) -> None:
+        """Add a product to sums of its shape; it may arrive later, see `finish`."""
+        if not self._is_far(sums, product):
+            sums += product
+            return
+        while len(self._waiting) >= _BUFFERS:
+            self._finish_one()
+        buffer = self._buffer(product)
+        buffer[: product.numel()].view(product.shape).copy_(product, non_blocking=True)
+        event = None
+        if product.device.type == "cuda":
+            event = torch.cuda.Event()
+            event.record(torch.cuda.current_stream(product.device))
+        self._waiting.append(_Arriving(sums, buffer, event))
+
+    def finish(self) -> None:
+        """Add all products that are on their way."""
+        while self._waiting:
+            self._finish_one()
+
+    def _is_far(self, sums: Tensor, product: Tensor) -> bool:
+        return sums.device != product.device
+
+    def _finish_one(self) -> None:
+        arriving = self._waiting.popleft()
+        if arriving.event is not None:
+            arriving.event.synchronize()
+        product = arriving.buffer[: arriving.sums.numel()].view(arriving.sums.shape)
+        arriving.sums.add_(product)
+        self._free.append(arriving.buffer)
+
+    def _buffer(self, product: Tensor) -> Tensor:
+        """Return a flat buffer in which the product has room, a used one if there is one."""
+        for number, buffer in enumerate(self._free):
+            if buffer.numel() >= product.numel() and buffer.dtype == product.dtype:
+                return self._free.pop(number)
+        is_cuda = product.device.type == "cuda"
+        return _allocated((product.numel(),), product.dtype, pinned=is_cuda)
+
+
+@dataclass(frozen=True)
+class _Arriving:
+    """A product on its way to the sums."""
+
+    sums: Tensor
+    buffer: Tensor
+    """Flat host memory that the device writes to; its first numbers are the product."""
+    event: Any
+    """CUDA event after the copy; None if the copy is complete."""
+
+
+def placed(
+    place: str,
+    device: str | torch.device,
+    n_bytes: int,
+    workspace: int = 0,
+    *,
+    folder: str | Path | None = None,
+) -> Placement:
+    """Return the placement of sums, and log one line if they do not live on the models' device.
+
+    Args:
+        place: one of ``PLACES``.
+        device: device of the models and of the rows.
+        n_bytes: bytes of the sums.
+        workspace: bytes that one block needs on the device beside them.
+        folder: folder of a mapped file.
+
+    Raises:
+        ValueError: the sums do not fit there; the message names what is free.
+    """
+    device = torch.device(device)
+    if place == "disk":
+        where = Path(folder or tempfile.gettempdir())
+        refuse_more_than_there_is(n_bytes, free_disk(where), f"the disk of {str(where)!r}")
+        logger.info("exact moments (%s) are a mapped file in %s", human_bytes(n_bytes), where)
+        return Placement("disk", device, where)
+    free = available_memory(device)
+    is_host = device.type == "cpu"
+    if place == "auto":
+        fits = is_host or free is None or n_bytes + workspace <= free
+        place = "device" if fits else "host"
+        if not fits:
+            logger.warning(
+                "exact moments (%s) and one block (%s) do not fit into the %s that are free on "
+                "%s: the moments live in host memory",
+                human_bytes(n_bytes),
+                human_bytes(workspace),
+                human_bytes(free or 0),
+                device,
+            )
+    if place == "host" and not is_host:
+        refuse_unfit(n_bytes, "cpu")
+    else:
+        refuse_unfit(n_bytes, device)
+    return Placement("device" if is_host else place, device)
+
+
+def refuse_unfit(n_bytes: int, device: str | torch.device, remedy: str = FEWER_PAIRS) -> None:
+    """Raise ValueError if so many bytes are not free on a device; warn above 80 % of them."""
+    refuse_more_than_there_is(n_bytes, available_memory(device), device, remedy)
+
+
+def pinned_zeros(shape: Sequence[int]) -> Tensor:
+    """Return float64 zeros in pinned host memory, or in ordinary memory with a warning.
+
+    Raises:
+        ValueError: ordinary memory does not suffice either.
+    """
+    return _allocated(tuple(shape), torch.float64, pinned=True).zero_()
+
+
+def _allocated(shape: tuple[int, ...], dtype: torch.dtype, *, pinned: bool) -> Tensor:
+    n_bytes = prod(shape) * dtype.itemsize
+    if pinned:
+        try:
+            return _empty(shape, dtype, pin_memory=True)
+        # CUDA reports a failed allocation as RuntimeError.
+        except (RuntimeError, MemoryError) as error:
+            logger.warning(
+                "%s of pinned host memory could not be had (%s): ordinary memory is used, and "
+                "copies from the device wait for it; fewer pairs, or a higher limit of locked "
+                "memory (ulimit -l), would avoid that",
+                human_bytes(n_bytes),
+                str(error).strip().split("\n")[0][:100],
+            )
+    try:
+        return _empty(shape, dtype)
+    except (RuntimeError, MemoryError) as error:
+        raise ValueError(
+            f"{human_bytes(n_bytes)} of host memory could not be had for the moments; give "
+            "placement='disk', a smaller memory_budget, or fewer pairs"
+        ) from error
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype, *, pin_memory: bool = False) -> Tensor:
+    return torch.empty(shape, dtype=dtype, pin_memory=pin_memory)
+
+
+def mapped_zeros(shape: Sequence[int], folder: str | Path | None = None) -> Tensor:
+    """Return float64 zeros in a file that is mapped into memory and has no name.
+
+    The file ends with the tensor, also if the process is killed.
+
+    Raises:
+        ValueError: the folder has no room for it, or cannot be written.
+    """
+    n_bytes = prod(shape) * torch.float64.itemsize
+    folder = Path(folder or tempfile.gettempdir())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=folder, prefix=".moments-")
+        try:
+            # Reserved now: a full disk would otherwise end the process when a page is written.
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(handle, 0, max(n_bytes, 1))
+            else:
+                os.truncate(handle, max(n_bytes, 1))
+            flat = torch.from_file(name, shared=True, size=prod(shape), dtype=torch.float64)
+        finally:
+            os.close(handle)
+            # The mapping keeps the file until the tensor is gone.
+            os.unlink(name)
+    except (OSError, RuntimeError) as error:
+        raise ValueError(
+            f"no mapped file of {human_bytes(n_bytes)} in {str(folder)!r} ({error}); give "
+            "placement_folder= with a folder that has room for the moments"
+        ) from error
+    return flat.view(*shape)
+
+
+def free_disk(folder: Path) -> int | None:
+    """Return the free bytes of the disk of a folder, which need not exist; None if unknown."""
+    for there in (folder, *folder.absolute().parents):
+        if there.is_dir():
+            return shutil.disk_usage(there).free
+    return None
+
+
+def most_free(
+    place: str, device: str | torch.device, folder: str | Path | None = None
+) -> int | None:
+    """Return the free bytes where sums of this placement may live; None if unknown."""
+    if place == "disk":
+        return free_disk(Path(folder or tempfile.gettempdir()))
+    devices = {"device": [device], "host": ["cpu"], "auto": [device, "cpu"]}[place]
+    known = [free for one in devices if (free := available_memory(one)) is not None]
+    return max(known, default=None)
+
+
+def available_memory(device: str | torch.device = "cpu") -> int | None:
+    """Return the bytes of free memory on a device; None if the system does not tell."""
+    if torch.device(device).type == "cuda":
+        return int(torch.cuda.mem_get_info(torch.device(device))[0])
+    free = []
+    try:
+        # MemAvailable includes the page cache, which the system gives up on demand;
+        # SC_AVPHYS_PAGES does not. A container may have less than its machine.
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free.append(
+            next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+        )
+        free.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError, StopIteration):
+        pass
+    try:
+        return min(free) if free else os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        return None
+
+
+def refuse_more_than_there_is(
+    needed: int, available: int | None, device: Any = "cpu", remedy: str = FEWER_PAIRS
+) -> None:
+    """Raise ValueError if ``needed`` bytes are more than are free; warn above 80 % of them.
+
+    Without this check the system would kill the process in the middle of a harvest.
+    """
+    if available is not None and needed > available:
+        raise ValueError(
+            f"the moments of these pairs take {human_bytes(needed)} and {human_bytes(available)} "
+            f"are free on {device}; {remedy}"
+        )
+    if available is not None and needed > _NEARLY_ALL * available:
+        logger.warning(
+            "the moments take %s, nearly all of the %s that are free on %s",
+            human_bytes(needed),
+            human_bytes(available),
+            device,
+        )
