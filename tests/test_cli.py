@@ -311,8 +311,12 @@ def test_pairs_that_do_not_fit_a_quarter_of_the_memory_are_surveyed_first(
     shown = fit("--dry-run") or ""
     shown = " ".join(capsys.readouterr().out.split())
     assert shown.startswith("survey of 9 pairs: at least")
+    assert "The moments live in memory." in shown
     assert "then exact moments of the best" in shown
     assert "moments, largest pass" in shown
+    fit("--dry-run", "--placement", "disk", "--placement-folder", "/some/scratch")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "The moments live in a mapped file in '/some/scratch'." in shown
     out = fit()
     shown = " ".join(capsys.readouterr().out.split())
     assert "all were surveyed on" in shown

@@ -149,12 +149,16 @@ class Fit(PairCommand):
         return plan_harvest(*self.shapes(), settings=self.settings, **options)
 
     def _show_plan(self, plan: "HarvestPlan", budget: int | None) -> None:
+        from lrt_lens.moments._placement import chosen_place, where_moments_live
         from lrt_lens.moments._plan import measure_throughput
         from lrt_lens.moments._survey_plan import answer
 
         throughput = measure_throughput(self.device or "cpu", plan.source.dtype, plan.moment_dtype)
         if budget is not None and len(plan.passes) == 1:
             say(answer(plan, self.settings, budget, throughput))
+        device = self.device or "cpu"
+        place = chosen_place(self.placement, device, plan.moments, plan.workspace)
+        say(f"The moments live {where_moments_live(place, device, self.placement_folder)}.")
         table = plan.table(throughput).loc[:, ["item", "amount", "how"]]
         title = f"Exact moments of all hook pairs, {plan.source.name} → {plan.target.name}"
         print_table(title, table)

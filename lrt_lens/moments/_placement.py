@@ -160,30 +160,45 @@ def placed(
         ValueError: the sums do not fit there; the message names what is free.
     """
     device = torch.device(device)
-    if place == "disk":
+    chosen = chosen_place(place, device, n_bytes, workspace)
+    if chosen != "device":
+        # What was asked for is no surprise.
+        logger.log(
+            logging.WARNING if place == "auto" else logging.INFO,
+            "the exact moments (%s) live %s",
+            human_bytes(n_bytes),
+            where_moments_live(chosen, device, folder),
+        )
+    if chosen == "disk":
         where = Path(folder or tempfile.gettempdir())
         refuse_more_than_there_is(n_bytes, free_disk(where), f"the disk of {str(where)!r}")
-        logger.info("exact moments (%s) are a mapped file in %s", human_bytes(n_bytes), where)
         return Placement("disk", device, where)
+    refuse_unfit(n_bytes, "cpu" if chosen == "host" else device)
+    return Placement(chosen, device)
+
+
+def chosen_place(place: str, device: str | torch.device, n_bytes: int, workspace: int) -> str:
+    """Return ``"device"``, ``"host"`` or ``"disk"``; the arguments are those of `placed`."""
+    device = torch.device(device)
+    if place == "disk":
+        return "disk"
+    # On a CPU the device is the host.
+    if device.type == "cpu" or place == "device":
+        return "device"
     free = available_memory(device)
-    is_host = device.type == "cpu"
-    if place == "auto":
-        fits = is_host or free is None or n_bytes + workspace <= free
-        place = "device" if fits else "host"
-        if not fits:
-            logger.warning(
-                "exact moments (%s) and one block (%s) do not fit into the %s that are free on "
-                "%s: the moments live in host memory",
-                human_bytes(n_bytes),
-                human_bytes(workspace),
-                human_bytes(free or 0),
-                device,
-            )
-    if place == "host" and not is_host:
-        refuse_unfit(n_bytes, "cpu")
-    else:
-        refuse_unfit(n_bytes, device)
-    return Placement("device" if is_host else place, device)
+    fits = free is None or n_bytes + workspace <= free
+    return "device" if place == "auto" and fits else "host"
+
+
+def where_moments_live(
+    place: str, device: str | torch.device, folder: str | Path | None = None
+) -> str:
+    """Return a phrase for a chosen place, such as ``"on cuda:0"``."""
+    if place == "disk":
+        return f"in a mapped file in {str(folder or tempfile.gettempdir())!r}"
+    if place == "host":
+        return f"in host memory, to which products are copied from {device}"
+    return "in memory" if torch.device(device).type == "cpu" else f"on {device}"
 
 
 def refuse_unfit(n_bytes: int, device: str | torch.device, remedy: str = FEWER_PAIRS) -> None:
