@@ -44,6 +44,10 @@ _ALMOST_ONE = 1 - 1e-12
 """Largest correlation that is transformed: artanh 1 is infinite."""
 _FEW_DEGREES = 2.0
 """Degrees of freedom below which `few_groups` says that the groups are few."""
+_FEW_GROUPS, _EVEN = 3, 1.5
+"""Largest number of groups that are called few, and largest group, in units of the mean size, with
+which groups are called even.
+"""
 _FEW_DOCUMENTS = 10
 """Documents per fold below which `few_groups` says that they are few."""
 
@@ -208,5 +212,8 @@ def few_groups(
     if documents is not None and sum(documents) < folds * _FEW_DOCUMENTS:
         return f"few documents: {sum(documents)}; expected at least {folds * _FEW_DOCUMENTS}"
     if degrees_of_freedom(group_shares(size, size)) < _FEW_DEGREES:
+        # Two groups, and three that are not quite equal, are too few however even they are.
+        if len(size) <= _FEW_GROUPS and size.max() * len(size) <= _EVEN * size.sum():
+            return f"few groups of documents: {len(size)}; expected at least {_FEW_GROUPS + 1}"
         return f"uneven groups: {size.max() / size.sum():.0%} of the text in one of {len(size)}"
     return ""

@@ -180,8 +180,8 @@ def score_intervals(
     the groups of the test fold that have rows (eight, with enough documents and the default
     ``n_test_groups``), with their tokens as sizes. With one group, the ends and the error are NaN.
     Each score without a group is about the mean of the other groups. The interval of the cosine
-    lies between −1 and 1. ``flag`` names few documents or uneven groups; numbers of documents are
-    known for moments from `harvest` only.
+    lies between −1 and 1. ``flag`` names few documents, and few or uneven groups; numbers of
+    documents are known for moments from `harvest` only.
 
     Args:
         affine: the map, which may be fitted on other moments.

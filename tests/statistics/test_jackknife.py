@@ -127,6 +127,10 @@ def test_few_documents_and_uneven_groups_are_said() -> None:
     assert few_groups(even) == ""
     assert few_groups(even, [2, 4, 3, 3, 2], folds=5) == "few documents: 14; expected at least 50"
     assert few_groups([900.0, 50.0, 50.0]) == "uneven groups: 90% of the text in one of 3"
+    assert few_groups([10.0, 9.0]) == "few groups of documents: 2; expected at least 4"
+    assert few_groups([10.0, 9.0, 9.0]) == "few groups of documents: 3; expected at least 4"
+    assert few_groups([10.0, 9.0, 11.0, 10.0]) == ""
+    assert few_groups([10.0, 2.0]) == "uneven groups: 83% of the text in one of 2"
     assert few_groups([10.0]) == "no interval: fewer than two groups of documents"
 
 
