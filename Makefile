@@ -109,7 +109,7 @@ bench: $(STAMP) ## run the benchmarks, whose numbers the documentation shows
 PAIR         ?= bundled
 SOURCE       ?= HuggingFaceTB/SmolLM2-135M-Instruct
 TARGET       ?= google/gemma-3-270m
-# The best pair of layers by the survey of these two models (docs/results/real_pair.md).
+# The best pair of layers by the survey of these two models (docs/results/smollm2_to_gemma.md).
 SOURCE_LAYER ?= 27
 TARGET_LAYER ?= 15
 DOCUMENTS    ?=
