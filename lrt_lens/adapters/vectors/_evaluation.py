@@ -219,7 +219,8 @@ def _arms(
         # Scales of the caller may miss the budget at some hook points, so they are searched.
         searching = replace(settings, scales="auto", both_signs=False)
         meter = _meter(pair.target, validation, neutral, searching)
-        arms.append(_best_native(pair.target, vector, contrast, meter))
+        native = _best_native(pair.target, vector, contrast, meter, progress=settings.progress)
+        arms.append(native)
     arms += plain_arms(stitch, vector, transferred, rules)
     arms += drawn_arms(stitch, transferred, settings.n_random, settings.seed)
     arms += shuffled_arms(stitch, vector, rules, settings.n_shuffled, settings.seed)
@@ -242,7 +243,12 @@ def _meter(
 
 
 def _best_native(
-    model: HookedModel, vector: SteeringVector, contrast: ContrastSet, meter: ArmMeter
+    model: HookedModel,
+    vector: SteeringVector,
+    contrast: ContrastSet,
+    meter: ArmMeter,
+    *,
+    progress: bool,
 ) -> VectorArm:
     """Return the native vector at the hook point where its effect on the meter's items is largest.
 
@@ -250,7 +256,15 @@ def _best_native(
     """
     best, best_effect = None, -math.inf
     hooks = [residual_post(layer) for layer in range(model.n_layers)]
-    for layer, native in enumerate(vector.relearnt_at(model, contrast, hooks)):
+    learnt = vector.relearnt_at(model, contrast, hooks)
+    bar = tqdm(
+        learnt,
+        desc="native vector of every layer",
+        total=len(hooks),
+        disable=not progress,
+        leave=False,
+    )
+    for layer, native in enumerate(bar):
         effect = meter.measure(VectorArm("native_best", native, draw=layer)).effect(meter.budget)
         # A comparison with NaN is False, so a NaN effect never replaces a measured one.
         if best is None or effect > best_effect:
