@@ -109,9 +109,13 @@ bench: $(STAMP) ## run the benchmarks, whose numbers the documentation shows
 PAIR         ?= bundled
 SOURCE       ?= HuggingFaceTB/SmolLM2-135M-Instruct
 TARGET       ?= google/gemma-3-270m
-# The best pair of layers by the survey of these two models (docs/results/smollm2_to_gemma.md).
+# Layers of the scripts that need some. real_pair surveys all by default; 27 and 15 are its choice for
+# these two models (docs/results/smollm2_to_gemma.md), and other models need their own.
+USUAL_PAIR   := HuggingFaceTB/SmolLM2-135M-Instruct google/gemma-3-270m
+ifeq ($(SOURCE) $(TARGET),$(USUAL_PAIR))
 SOURCE_LAYER ?= 27
 TARGET_LAYER ?= 15
+endif
 DOCUMENTS    ?=
 SENTIMENT    ?=
 TOPIC        ?=
@@ -128,8 +132,12 @@ figures: $(STAMP) ## the papers' figures and the gallery; PAIR=real: on two real
 	    if test '$(PAIR)' = real; then \
 	        set -- --source '$(SOURCE)' --target '$(TARGET)'; \
 	        takes() { grep -q "^    $$1:" "$$script"; }; \
-	        ! takes source_layer || set -- "$$@" --source-layer '$(SOURCE_LAYER)'; \
-	        ! takes target_layer || set -- "$$@" --target-layer '$(TARGET_LAYER)'; \
+	        case "$$script" in */real_pair.py) ;; *) \
+	            test -z '$(SOURCE_LAYER)' || ! takes source_layer \
+	                || set -- "$$@" --source-layer '$(SOURCE_LAYER)'; \
+	            test -z '$(TARGET_LAYER)' || ! takes target_layer \
+	                || set -- "$$@" --target-layer '$(TARGET_LAYER)';; \
+	        esac; \
 	        test -z '$(DOCUMENTS)' || grep -q 'UNUSED.*"documents"' "$$script" \
 	            || set -- "$$@" --documents '$(DOCUMENTS)'; \
 	        test -z '$(SENTIMENT)' || ! takes sentiment || set -- "$$@" --sentiment '$(SENTIMENT)'; \

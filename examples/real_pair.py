@@ -27,7 +27,7 @@ import plotly.graph_objects as go
 import lrt_lens as lrt
 from lrt_lens.bundled import CONCEPTS
 from lrt_lens.figures import probe_figure, sae_figure, stitch_loss_figure, summary_figure
-from lrt_lens.models import short_hook
+from lrt_lens.models import residual_post, short_hook
 from lrt_lens.reproduction import (
     Compared,
     FigureOptions,
@@ -70,9 +70,9 @@ class Options(FigureOptions):
     """Tokens of the exact moments of the best hook pair."""
     survey_tokens: int = 20_000
     """Tokens of the survey of all hook pairs."""
-    source_layer: int | None = None
+    source_layer: int | str | None = None
     """Layer of the source; by default that of the survey's best pair."""
-    target_layer: int | None = None
+    target_layer: int | str | None = None
     """Layer of the target; by default that of the survey's best pair."""
     stages: tuple[Stage, ...] = STAGES
     """Measurements besides the survey and the map."""
@@ -117,7 +117,7 @@ def reproduce(options: Options) -> Reproduction:
         figures |= stage_figures(name, table)
     verdict: Verdict = (
         "holds"
-        if set(passed) == set(judged)
+        if judged and set(passed) == set(judged)
         else "holds with a caveat"
         if passed
         else "does not survive its null"
@@ -353,7 +353,14 @@ def chosen(survey: lrt.Survey, pair: lrt.ModelPair, options: Options) -> tuple[s
         ("target_hook", pair.target, options.target_layer),
     ):
         if layer is not None:
-            table = table[table[role] == lrt.models.residual_post(layer % model.n_layers)]
+            if isinstance(layer, int) and not -model.n_layers <= layer < model.n_layers:
+                raise ValueError(
+                    f"--{role.replace('_hook', '-layer')} is {layer}; {model.name!r} has layers 0 "
+                    f"to {model.n_layers - 1}"
+                )
+            # Negative numbers count layers from the end.
+            hook = layer if isinstance(layer, str) else residual_post(layer % model.n_layers)
+            table = table[table[role] == hook]
     if table.empty:
         raise ValueError(
             f"--source-layer {options.source_layer} and --target-layer {options.target_layer}: the "
@@ -416,14 +423,16 @@ def judged_stages(tables: Mapping[str, pd.DataFrame]) -> tuple[list[str], list[s
             others = by_arm["accuracy"].reindex([*CONTROLS, "token_identity"]).max()
             transferred = by_arm.loc["transferred"]
             results[f"probe of {task}"] = bool(
-                transferred["accuracy"] > others and transferred["low"] > transferred["chance"]
+                transferred["low"] > max(others, transferred["chance"])
             )
     if "steering" in tables:
         for concept, part in tables["steering"].groupby("concept", sort=False):
             by_arm = part.set_index("arm")
             drawn = by_arm.loc[by_arm["n_draws"] > 1, "transferred_p"]
             low = by_arm.loc["transferred", "low"]
-            results[f"steering of {concept}"] = bool(low > 0 and (drawn <= 0.05).all())
+            # Fewer than 19 draws give no p below .05, so they show nothing.
+            beaten = len(drawn) > 0 and bool((drawn <= 0.05).all())
+            results[f"steering of {concept}"] = bool(low > 0 and beaten)
     if "sae" in tables:
         by_arm = tables["sae"].set_index("arm")
         others = by_arm["delta_ce"].reindex(["shuffled", "random"]).min()

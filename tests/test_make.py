@@ -33,6 +33,7 @@ def test_real_figures_get_the_models_and_the_options_that_they_have(tmp_path: Pa
         "PAIR=real",
         "SOURCE=org/a",
         "TARGET=org/b",
+        "TARGET_LAYER=5",
         "DOCUMENTS=web.jsonl",
         "TOPIC=news.jsonl",
         "REAL_SCRIPTS=real_pair concept_directions maps_compared",
@@ -41,14 +42,15 @@ def test_real_figures_get_the_models_and_the_options_that_they_have(tmp_path: Pa
     assert done.returncode == 0, done.stderr
     ran = [line for line in done.stdout.splitlines() if line.startswith("ran ")]
     models = "--out figures-real --source org/a --target org/b"
-    layers = "--source-layer 27 --target-layer 15"
     assert ran == [
-        f"ran examples/real_pair.py {models} {layers} --documents web.jsonl --topic news.jsonl "
-        "--quick",
+        # It surveys the layers.
+        f"ran examples/real_pair.py {models} --documents web.jsonl --topic news.jsonl --quick",
         # It reads no documents and has no layers.
         f"ran examples/concept_directions.py {models} --quick",
-        f"ran examples/maps_compared.py {models} {layers} --documents web.jsonl --quick",
+        f"ran examples/maps_compared.py {models} --target-layer 5 --documents web.jsonl --quick",
     ]
+    usual = figures(tmp_path, "PAIR=real", "REAL_SCRIPTS=maps_compared").stdout
+    assert "--source-layer 27 --target-layer 15" in usual
 
 
 def test_all_real_scripts_exist_and_a_failure_is_named(tmp_path: Path) -> None:

@@ -71,8 +71,11 @@ class Fit(PairCommand):
 
     def check(self) -> None:
         """Raise ValueError for an option that would fail later, before anything is loaded."""
+        from lrt_lens.moments._placement import refuse_unfit_folder
+
         super().check()
         _ = self.settings
+        refuse_unfit_folder(self.placement, self.placement_folder)
 
     def run(self) -> None:
         """Harvest, fit and write the results; or print the plan."""
@@ -151,14 +154,18 @@ class Fit(PairCommand):
     def _show_plan(self, plan: "HarvestPlan", budget: int | None) -> None:
         from lrt_lens.moments._placement import chosen_place, where_moments_live
         from lrt_lens.moments._plan import measure_throughput
-        from lrt_lens.moments._survey_plan import answer
+        from lrt_lens.moments._survey_plan import answer, exact_pairs
 
+        exact: HarvestPlan | None = plan
         throughput = measure_throughput(self.device or "cpu", plan.source.dtype, plan.moment_dtype)
         if budget is not None and len(plan.passes) == 1:
             say(answer(plan, self.settings, budget, throughput))
+            exact = exact_pairs(plan, self.settings, budget)
         device = self.device or "cpu"
-        place = chosen_place(self.placement, device, plan.moments, plan.workspace)
-        say(f"The moments live {where_moments_live(place, device, self.placement_folder)}.")
+        if exact is not None:
+            place = chosen_place(self.placement, device, exact.moments, exact.workspace)
+            say(f"The moments live {where_moments_live(place, device, self.placement_folder)}.")
+            plan = replace(plan, place=place)
         table = plan.table(throughput).loc[:, ["item", "amount", "how"]]
         title = f"Exact moments of all hook pairs, {plan.source.name} → {plan.target.name}"
         print_table(title, table)

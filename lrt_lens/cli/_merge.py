@@ -7,6 +7,7 @@ Limits: every shard of the run is needed.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
@@ -25,6 +26,10 @@ class Merge:
     """Ridge penalty relative to the mean variance; by default chosen by cross-validation."""
     standardize: bool = False
     """Scale source dimensions to unit variance first; useful if a few dimensions are very large."""
+    placement: Literal["device", "disk"] = "device"
+    """Place of the moments: in memory, or in a mapped file."""
+    placement_folder: Path | None = None
+    """Folder of the mapped file; by default the system's folder for temporary files."""
     progress: bool = True
     """Show progress bars."""
 
@@ -38,7 +43,9 @@ class Merge:
 
         solver = Ridge(alpha=self.alpha, standardize=self.standardize)
         refuse_unwritable(self.out)
-        moments = merge_shards(self.shards)
+        moments = merge_shards(
+            self.shards, placement=self.placement, placement_folder=self.placement_folder
+        )
         moments.save(self.out / "moments.safetensors")
         models = (moments.provenance.source, moments.provenance.target)
         names = names_in_tables(*(model.name if model else "unknown" for model in models))

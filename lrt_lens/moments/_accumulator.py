@@ -16,13 +16,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from lrt_lens._tensor_files import mapped_tensors, refuse_other_shape, refuse_values, write_tensors
+from lrt_lens._tensor_files import (
+    MappedTensors,
+    mapped_tensors,
+    refuse_other_shape,
+    refuse_values,
+    write_tensors,
+)
 from lrt_lens.data._parts import Parts
+from lrt_lens.errors import FileFormatError
 from lrt_lens.models._hook_points import SOURCE, TARGET, HookPair, hooks_of, with_token
 from lrt_lens.moments._heavy_rows import RowName, heavy_rows, with_heaviest
 from lrt_lens.moments._provenance import Provenance
@@ -91,6 +98,15 @@ class Accumulator(ABC):
             NonFiniteError: an activation is NaN or infinite.
             MismatchError: a hook point has another width than before.
         """
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Complete the sums before they are read; only sums on another device need it."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Copies of the sums are not reached by products that are still on their way.
+        self.finish()
+        return self.__dict__
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
@@ -188,6 +204,25 @@ def by_role(origin: Mapping[str, Tensor], kind: str) -> dict[str, dict[str, Tens
             role, _, hook = role_and_hook.partition("/")
             sides.setdefault(role, {})[hook] = tensor
     return sides
+
+
+def start_stored(moments: Accumulator, file: MappedTensors) -> None:
+    """Allocate empty sums about the origin in a file; nothing if it holds no row."""
+    if names := [name for name in file.names if name.startswith(ORIGIN)]:
+        moments.start_from({name: file.tensor(name).clone() for name in names})
+
+
+def add_whole(moments: Accumulator, path: Path) -> None:
+    """Add the sums of a file of the same hook pairs, after a check of every byte.
+
+    Raises:
+        FileFormatError: it lacks sums or has others, or `add_stored` refuses it.
+    """
+    if not add_stored(moments, path, verify=True):
+        raise FileFormatError(
+            f"{str(path)!r} lacks sums of its hook pairs, or has others: copy the file, or "
+            "harvest again"
+        )
 
 
 def add_stored(moments: Accumulator, path: Path, *, verify: bool = False) -> bool:

@@ -29,7 +29,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -39,11 +39,12 @@ from torch import Tensor
 from lrt_lens._byte_sizes import human_bytes
 from lrt_lens._late import implementation
 from lrt_lens._repr_html import card, facts, table
+from lrt_lens._tensor_files import mapped_tensors
 from lrt_lens.data._fold_counts import fold_table
 from lrt_lens.data._parts import DEFAULT_PARTS, Parts
 from lrt_lens.errors import MismatchError, TooFewDocumentsError
 from lrt_lens.models._hook_points import HookPair
-from lrt_lens.moments._accumulator import Accumulator, by_role
+from lrt_lens.moments._accumulator import Accumulator, add_whole, by_role, start_stored
 from lrt_lens.moments._centred_rows import (
     CentredRows,
     cross_products,
@@ -52,11 +53,18 @@ from lrt_lens.moments._centred_rows import (
     refuse_other_widths,
 )
 from lrt_lens.moments._heavy_rows import RowName, document_row, trace_about_mean
-from lrt_lens.moments._layout import MOMENTS_SCHEMA, MomentFile, Sums, to_metadata, to_tensors
-from lrt_lens.moments._placement import Placement
+from lrt_lens.moments._layout import (
+    MOMENTS_SCHEMA,
+    MomentFile,
+    Sums,
+    stored_settings,
+    to_metadata,
+    to_tensors,
+)
+from lrt_lens.moments._placement import Placement, placed
 from lrt_lens.moments._provenance import Provenance
 from lrt_lens.moments._row_keys import document_keys, parts_of
-from lrt_lens.moments._scatter import Scatter, SecondMoment, SideMoments, cross_about, part_sum
+from lrt_lens.moments._scatter import Scatter, SecondMoment, SideMoments, cross_at, part_sum
 from lrt_lens.moments._sketches import SKETCH_WIDTH, orthonormal_columns
 
 logger = logging.getLogger(__name__)
@@ -146,6 +154,8 @@ class CrossMoments(Accumulator):
             ValueError: there are no rows, or x, y and documents differ in length.
             NonFiniteError: an activation is NaN or infinite.
         """
+        if not isinstance(parts, Parts):
+            raise ValueError(f"parts is {parts!r}; expected Parts(n_folds, n_test_groups)")
         moments = cls(
             pairs=((source_hook, target_hook),),
             moment_dtype=moment_dtype,
@@ -186,6 +196,7 @@ class CrossMoments(Accumulator):
             for rows in rows_of_part.split(_ROWS_AT_ONCE):
                 name = partial(document_row, rows, before, documents)
                 self._add(part, {source_hook: x[rows]}, {target_hook: y[rows]}, name=name)
+        self.finish()
 
     def add_block(
         self,
@@ -273,6 +284,10 @@ class CrossMoments(Accumulator):
         self.record_heaviest(longest, name)
         self.n[part] += n_rows
 
+    def finish(self) -> None:
+        """Add the products that are on their way from the device of the rows to the sums."""
+        self.placement.finish()
+
     def trace(self, role: str, hook: str) -> float | None:
         """Return the trace of the scatter of all rows at a hook point; None without sums of it."""
         self.placement.finish()
@@ -295,10 +310,12 @@ class CrossMoments(Accumulator):
     def start_at(self, x: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> None:
         """Allocate empty sums about these shifts, ``{hook point: [d]}`` per side.
 
-        They live where ``placement`` says, by default on the device of the shifts.
-
-        All shards and ranks of one run use the same shifts.
+        They live where ``placement`` says, by default on the device of the shifts. All shards
+        and ranks of one run use the same shifts.
         """
+        # Sums about another origin are given up first, because both may not fit.
+        self.placement.finish()
+        self.source, self.target, self.cross, self.cross_null = {}, {}, {}, {}
         first, n_parts = next(iter(x.values())), self.parts.n_parts
         device = self.placement.sums_device or first.device
         zeros = partial(self.placement.zeros, like=first)
@@ -468,6 +485,8 @@ class CrossMoments(Accumulator):
             target=target,
             cross=cross,
             cross_null=cross_null,
+            # These sums are new tensors.
+            placement=Placement(),
         )
 
     def _refuse_other_settings(self, other: "CrossMoments") -> None:
@@ -485,34 +504,11 @@ class CrossMoments(Accumulator):
                 "harvest every shard with the same arguments"
             )
 
-    def _reshifted(
-        self,
-        other: "CrossMoments",
-        hook_pair: HookPair,
-        cross: Tensor,
-        n: Tensor,
-        groups: Sequence[Sequence[int]],
-        basis: Tensor | None = None,
-    ) -> Tensor:
-        """Return cross-moments of ``other`` about the shifts of this one.
-
-        Args:
-            other: moments about other shifts.
-            hook_pair: source and target hook point of ``cross``.
-            cross: [group, d_source, d_target], or [group, d_source, column] with a basis.
-            n: [group], rows of ``other``.
-            groups: parts of which each slice of ``cross`` is the sum.
-            basis: [d_target, column], columns onto which the target side is projected.
-        """
-        x, y = other.source[hook_pair[0]], other.target[hook_pair[1]]
-        delta_x = x.shift - self.source[hook_pair[0]].shift
-        delta_y = y.shift - self.target[hook_pair[1]].shift
-        total_x, total_y = (
-            torch.stack([side.total[list(parts)].sum(0) for parts in groups]) for side in (x, y)
-        )
-        if basis is not None:
-            delta_y, total_y = delta_y @ basis, total_y @ basis
-        return cross_about(cross, n, (delta_x, total_x), (delta_y, total_y))
+    def _reshifted(self, other: "CrossMoments", hook_pair: HookPair, *sums: Any) -> Tensor:
+        """Return cross-moments of ``other`` about our shifts; ``sums`` are those of `cross_at`."""
+        source, target = hook_pair
+        sides = (other.source[source], other.target[target])
+        return cross_at((self.source[source].shift, self.target[target].shift), sides, *sums)
 
     # ---------------------------------------------------------------------------------------- files
 
@@ -529,17 +525,48 @@ class CrossMoments(Accumulator):
         )
 
     @classmethod
-    def load(cls, path: str | Path) -> "CrossMoments":
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        placement: Literal["device", "disk"] = "device",
+        placement_folder: str | Path | None = None,
+    ) -> "CrossMoments":
         """Return the moments that `save` wrote.
+
+        Args:
+            path: the file.
+            placement: ``"device"``: the sums are in memory; ``"disk"``: in a mapped file.
+            placement_folder: folder of the mapped file, see `HarvestSettings`.
 
         Raises:
             FileFormatError: the file is truncated, of another kind or of another schema.
+            ValueError: the disk has no room for a mapped file.
         """
-        file = MomentFile.read(Path(path))
+        path = Path(path)
+        if placement == "disk":
+            return cls._load_mapped(path, placement_folder)
+        file = MomentFile.read(path)
         moments = cls(**file.settings)
         sums = file.sums(moments.kept_pairs)
         moments.n, moments.source, moments.target = sums.n, sums.source, sums.target
         moments.cross, moments.cross_null = sums.cross, sums.cross_null
+        return moments
+
+    @classmethod
+    def _load_mapped(cls, path: Path, folder: str | Path | None) -> "CrossMoments":
+        """Return the moments of a file in a mapped file, one tensor at a time."""
+        opened = mapped_tensors(path, MOMENTS_SCHEMA)
+        place = placed("disk", "cpu", path.stat().st_size, folder=folder)
+        moments = cls(**stored_settings(path, opened.metadata), placement=place)
+        start_stored(moments, opened)
+        # Moments of joint hook points have no null, whatever the harvest had.
+        moments.cross_null = {
+            (s, t): null
+            for (s, t), null in moments.cross_null.items()
+            if f"null/{s}/{t}" in opened.names
+        }
+        add_whole(moments, path)
         return moments
 
     def __repr__(self) -> str:

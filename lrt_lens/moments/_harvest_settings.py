@@ -10,6 +10,7 @@ Each field may also be passed as a keyword.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -21,7 +22,7 @@ from lrt_lens.data._parts import DEFAULT_PARTS, N_FOLDS, N_TEST_GROUPS, Parts
 from lrt_lens.data._windows import MINIMUM_ROWS, Share
 from lrt_lens.models._hook_points import Layers
 from lrt_lens.models._text_reader import SKIP_FIRST
-from lrt_lens.moments._placement import PLACES, Place
+from lrt_lens.moments._placement import PLACES, Place, checked_folder
 from lrt_lens.moments._survey_sums import Sketch
 
 LEAST_SOURCE_COLUMNS = 2 * (N_FOLDS + 1)
@@ -101,7 +102,7 @@ class HarvestSettings(Settings):
     which products are copied while the device goes on, ``"disk"`` in a mapped file; ``"auto"``: the
     device if they fit there beside a block, else the host. It does not change the numbers.
     """
-    placement_folder: str | None = None
+    placement_folder: str | Path | None = None
     """Folder of the mapped file; None: the system's folder for temporary files."""
     joint: bool = False
     """Concatenate all source layers into one hook point, for `ManyToOne`."""
@@ -143,6 +144,9 @@ class HarvestSettings(Settings):
             object.__setattr__(self, "file_shares", number)
         if self.placement not in PLACES:
             raise ValueError(f"placement is {self.placement!r}; expected one of {list(PLACES)}")
+        if self.placement_folder is not None:
+            folder = checked_folder(self.placement, self.placement_folder)
+            object.__setattr__(self, "placement_folder", folder)
         if isinstance(self.null, str) and self.null not in ("full", "sketch", "none"):
             raise ValueError(
                 f"null is {self.null!r}; expected True, False, 'full', 'sketch' or 'none'"
@@ -182,6 +186,11 @@ class SurveySettings(HarvestSettings):
                 f"n_folds is {self.n_folds} and n_test_groups {self.n_test_groups}; a survey "
                 f"always has {N_FOLDS} folds and the whole test fold: leave both out, and give "
                 "them to the harvest that follows (its test fold has the same documents)"
+            )
+        if self.placement != "auto":
+            raise ValueError(
+                f"placement is {self.placement!r}; the sums of a survey are small and live with "
+                "the models: leave it out, and give it to the harvest that follows"
             )
         object.__setattr__(self, "columns", checked_whole("columns", self.columns, least=2))
         if self.source_columns is not None:

@@ -250,7 +250,7 @@ class HarvestRun:
     """Column of the texts, as in `HarvestSettings`."""
     group: Any = None
     """Documents that share a fold, as in `HarvestSettings`."""
-    placement: tuple[str, str | None] = ("auto", None)
+    placement: tuple[str, str | Path | None] = ("auto", None)
     """Place of the sums, and the folder of a mapped file; not compared."""
     sketch: Sketch | None = None
     """Random columns of a survey; None for exact moments."""
@@ -452,6 +452,7 @@ class HarvestRun:
                 if self.file_shares is None:
                     checkpoint.refuse_shorter_stream(streams.n_units)
                 checkpoint.write(moments)
+        moments.finish()
         for sentence in feed.far.warnings():
             logger.warning("%s", sentence)
         moments.warn_of_heavy_rows()

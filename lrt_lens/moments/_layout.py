@@ -99,6 +99,30 @@ def read_provenance(path: Path, metadata: Mapping[str, str]) -> Provenance:
     return stored_provenance(path, content)
 
 
+def stored_settings(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Return the arguments of `CrossMoments` in the metadata of a file.
+
+    Raises:
+        FileFormatError: one is missing or damaged.
+    """
+    value = lambda kind, name: stored_value(  # noqa: E731
+        path, kind, metadata.get(name), repr(name)
+    )
+    dtype, null = (metadata.get(name) for name in ("moment_dtype", "null"))
+    if dtype not in ("float32", "float64") or null not in ("none", "sketch", "full"):
+        raise FileFormatError(
+            f"{str(path)!r} has moment_dtype {dtype!r} and null {null!r}; expected 'float32' "
+            "or 'float64', and 'none', 'sketch' or 'full': copy the file, or harvest again"
+        )
+    return {
+        "pairs": value(tuple[tuple[str, str], ...], "pairs"),
+        "token_hook": value(str | None, "token_hook"),
+        "moment_dtype": getattr(torch, dtype),  # "float32" → torch.float32
+        "null": null,
+        "provenance": read_provenance(path, metadata),
+    }
+
+
 @dataclass(frozen=True)
 class MomentFile:
     """The content of a file of moments: its settings, and the tensors from which sums are made."""
@@ -115,23 +139,7 @@ class MomentFile:
             FileFormatError: the file is truncated, of another kind or of another schema.
         """
         file = read_tensor_file(path, MOMENTS_SCHEMA)
-        value = lambda kind, name: stored_value(  # noqa: E731
-            path, kind, file.metadata.get(name), repr(name)
-        )
-        dtype, null = (file.metadata.get(name) for name in ("moment_dtype", "null"))
-        if dtype not in ("float32", "float64") or null not in ("none", "sketch", "full"):
-            raise FileFormatError(
-                f"{str(path)!r} has moment_dtype {dtype!r} and null {null!r}; expected 'float32' "
-                "or 'float64', and 'none', 'sketch' or 'full': copy the file, or harvest again"
-            )
-        settings = {
-            "pairs": value(tuple[tuple[str, str], ...], "pairs"),
-            "token_hook": value(str | None, "token_hook"),
-            "moment_dtype": getattr(torch, dtype),  # "float32" → torch.float32
-            "null": null,
-            "provenance": read_provenance(path, file.metadata),
-        }
-        return cls(file, settings)
+        return cls(file, stored_settings(path, file.metadata))
 
     def sums(self, kept_pairs: Sequence[HookPair]) -> Sums:
         """Return the sums of these hook pairs, from the tensors of all parts.

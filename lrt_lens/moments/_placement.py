@@ -17,6 +17,7 @@ A `Placement` allocates the sums and adds the products to them:
     place.finish()                         # before the sums are read
 
 Limits: a mapped file is as fast as its disk; on a memory file system (some /tmp) it saves nothing.
+Mapped sums cannot be sent to another process; save them and load them there.
 """
 
 import logging
@@ -64,6 +65,8 @@ class Placement:
     """Folder of a mapped file; None: the system's folder for temporary files."""
     _waiting: "deque[_Arriving]" = field(default_factory=deque, init=False, repr=False)
     _free: list[Tensor] = field(default_factory=list, init=False, repr=False)
+    _pins: bool = field(default=True, init=False, repr=False)
+    """False after pinned memory could not be had once."""
 
     @property
     def sums_device(self) -> torch.device | None:
@@ -85,7 +88,7 @@ class Placement:
         if self.place == "device":
             return torch.zeros(*shape, dtype=torch.float64, device=self.sums_device or like.device)
         if like.device.type == "cuda" or (self.device and self.device.type == "cuda"):
-            return pinned_zeros(shape)
+            return self._host_memory(tuple(shape), torch.float64).zero_()
         return torch.zeros(*shape, dtype=torch.float64)
 
     def add(self, sums: Tensor, product: Tensor) -> None:
@@ -124,8 +127,42 @@ class Placement:
         for number, buffer in enumerate(self._free):
             if buffer.numel() >= product.numel() and buffer.dtype == product.dtype:
                 return self._free.pop(number)
-        is_cuda = product.device.type == "cuda"
-        return _allocated((product.numel(),), product.dtype, pinned=is_cuda)
+        if product.device.type != "cuda":
+            return torch.empty(product.numel(), dtype=product.dtype)
+        return self._host_memory((product.numel(),), product.dtype)
+
+    def _host_memory(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Return host memory, pinned if that can be had; one warning if it cannot.
+
+        Raises:
+            ValueError: ordinary memory does not suffice either.
+        """
+        size = human_bytes(prod(shape) * dtype.itemsize)
+        if self._pins:
+            try:
+                return _empty(shape, dtype, pin_memory=True)
+            # CUDA reports a failed allocation as RuntimeError.
+            except (RuntimeError, MemoryError) as error:
+                self._pins = False
+                logger.warning(
+                    "%s of pinned host memory could not be had (%s): ordinary memory is used, and "
+                    "copies from the device wait for it; fewer pairs, or a higher limit of locked "
+                    "memory (ulimit -l), would avoid that",
+                    size,
+                    str(error).strip().split("\n")[0][:100],
+                )
+        try:
+            return _empty(shape, dtype)
+        except (RuntimeError, MemoryError) as error:
+            raise ValueError(
+                f"{size} of host memory could not be had for the moments; give placement='disk', a "
+                "smaller memory_budget, or fewer pairs"
+            ) from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Buffers are of this process; `Accumulator` finishes before its sums are copied.
+        self.finish()
+        return {**self.__dict__, "_waiting": deque(), "_free": []}
 
 
 @dataclass(frozen=True)
@@ -171,7 +208,10 @@ def placed(
         )
     if chosen == "disk":
         where = Path(folder or tempfile.gettempdir())
-        refuse_more_than_there_is(n_bytes, free_disk(where), f"the disk of {str(where)!r}")
+        remedy = "give placement_folder= on a larger disk, fewer pairs, or fewer folds and groups"
+        free = free_disk(where)
+        refuse_more_than_there_is(n_bytes, free, f"the disk of {str(where)!r}", remedy)
+        refuse_unfit_folder(chosen, where)
         return Placement("disk", device, where)
     refuse_unfit(n_bytes, "cpu" if chosen == "host" else device)
     return Placement(chosen, device)
@@ -206,36 +246,29 @@ def refuse_unfit(n_bytes: int, device: str | torch.device, remedy: str = FEWER_P
     refuse_more_than_there_is(n_bytes, available_memory(device), device, remedy)
 
 
-def pinned_zeros(shape: Sequence[int]) -> Tensor:
-    """Return float64 zeros in pinned host memory, or in ordinary memory with a warning.
+def checked_folder(place: str, folder: str | Path) -> Path:
+    """Return the folder of a mapped file, with ``~`` expanded.
 
     Raises:
-        ValueError: ordinary memory does not suffice either.
+        ValueError: it is no path, or the sums are not to be a mapped file.
     """
-    return _allocated(tuple(shape), torch.float64, pinned=True).zero_()
-
-
-def _allocated(shape: tuple[int, ...], dtype: torch.dtype, *, pinned: bool) -> Tensor:
-    n_bytes = prod(shape) * dtype.itemsize
-    if pinned:
-        try:
-            return _empty(shape, dtype, pin_memory=True)
-        # CUDA reports a failed allocation as RuntimeError.
-        except (RuntimeError, MemoryError) as error:
-            logger.warning(
-                "%s of pinned host memory could not be had (%s): ordinary memory is used, and "
-                "copies from the device wait for it; fewer pairs, or a higher limit of locked "
-                "memory (ulimit -l), would avoid that",
-                human_bytes(n_bytes),
-                str(error).strip().split("\n")[0][:100],
-            )
-    try:
-        return _empty(shape, dtype)
-    except (RuntimeError, MemoryError) as error:
+    if not isinstance(folder, str | Path):
         raise ValueError(
-            f"{human_bytes(n_bytes)} of host memory could not be had for the moments; give "
-            "placement='disk', a smaller memory_budget, or fewer pairs"
-        ) from error
+            f"placement_folder is {folder!r}; expected the path of a folder, or None for the "
+            "system's folder for temporary files"
+        )
+    if place != "disk":
+        raise ValueError(
+            f"placement_folder is {str(folder)!r} and placement {place!r}; only a mapped file has "
+            "a folder: give placement='disk' too"
+        )
+    return Path(folder).expanduser()
+
+
+def refuse_unfit_folder(place: str, folder: str | Path | None) -> None:
+    """Raise ValueError if sums are to be a mapped file and no file can be mapped in the folder."""
+    if place == "disk":
+        mapped_zeros((1,), folder)
 
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype, *, pin_memory: bool = False) -> Tensor:

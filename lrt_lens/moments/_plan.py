@@ -281,6 +281,8 @@ class HarvestPlan:
     """Unmasked tokens per block."""
     skip_first: int = SKIP_FIRST
     """Masked positions at the start of each window."""
+    place: str = "device"
+    """Place of the moments: ``"device"``, ``"host"`` or ``"disk"``, see `HarvestSettings`."""
     parts: Parts = DEFAULT_PARTS
     """Numbers of folds and test groups."""
 
@@ -320,7 +322,8 @@ class HarvestPlan:
         # One more copy of the largest pass: a checkpoint is replaced only when the new file is
         # complete.
         whole = sum(sum(self.moments_of(pairs).values()) for pairs in self.passes)
-        return whole * (1 + self.ranks) + self.moments
+        mapped = self.ranks * self.moments if self.place == "disk" else 0
+        return whole * (1 + self.ranks) + self.moments + mapped
 
     @property
     def flops_per_token(self) -> tuple[float, float]:
@@ -375,7 +378,20 @@ class HarvestPlan:
     def _process_rows(self) -> Iterator[_Row]:
         weights = self.source.weight_bytes + self.target.weight_bytes
         n_source, n_target = self.source.n_parameters, self.target.n_parameters
-        memory = self.moments + weights + self.workspace
+        beside = weights + self.workspace
+        memory = {
+            "device": [
+                ("memory, per process", self.moments + beside, "moments, weights and block")
+            ],
+            "host": [
+                ("memory of the host, per process", self.moments, "moments"),
+                ("memory of the device, per process", beside, "weights and one block"),
+            ],
+            "disk": [("memory, per process", beside, "weights and one block")],
+        }[self.place]
+        files = "moments, and checkpoints of"
+        if self.place == "disk":
+            files = "moments, their mapped files, and checkpoints of"
         for item, n_bytes, how in (
             ("weights", weights, f"{n_source:,} and {n_target:,} parameters, per process"),
             (
@@ -383,8 +399,8 @@ class HarvestPlan:
                 self.workspace,
                 f"{self.block_rows} rows of every hook point, and their products; upper estimate",
             ),
-            ("memory, per process", memory, "moments, weights and one block"),
-            ("disk", self.disk, f"moments, and checkpoints of {self.ranks} process(es)"),
+            *memory,
+            ("disk", self.disk, f"{files} {self.ranks} process(es)"),
         ):
             yield _byte_row(item, n_bytes, how)
 

@@ -24,7 +24,7 @@ from collections import ChainMap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lrt_lens._numbers import is_count
 from lrt_lens.data._documents import Documents
@@ -295,8 +295,18 @@ def shard_name(shard: tuple[int, int]) -> str:
     return f"moments-{shard[0]}-of-{shard[1]}.safetensors"
 
 
-def merge_shards(paths: Sequence[str | Path]) -> CrossMoments:
+def merge_shards(
+    paths: Sequence[str | Path],
+    *,
+    placement: Literal["device", "disk"] = "device",
+    placement_folder: str | Path | None = None,
+) -> CrossMoments:
     """Return the moments of a whole run from the files of all its shards.
+
+    Args:
+        paths: the files, in any order.
+        placement: ``"device"``: the sums are in memory; ``"disk"``: in a mapped file.
+        placement_folder: folder of the mapped file, see `HarvestSettings`.
 
     Raises:
         MismatchError: a shard is of another run, is there twice, or is missing.
@@ -308,7 +318,8 @@ def merge_shards(paths: Sequence[str | Path]) -> CrossMoments:
             "there is no shard; give the files of harvest(…, shard=(i, N)).save(…), one per shard"
         )
     files = _shards_in_order([_MomentShard.read(Path(path)) for path in paths])
-    merged = CrossMoments.load(files[0].path)
+    options: dict[str, Any] = {"placement": placement, "placement_folder": placement_folder}
+    merged = CrossMoments.load(files[0].path, **options)
     for path, provenance in ((file.path, file.provenance) for file in files[1:]):
         # Shards of one run usually have the same shift: their tensors are then added one at a time,
         # without a second set of moments in memory.

@@ -475,6 +475,33 @@ def cross_about(
     )
 
 
+def cross_at(
+    shifts: tuple[Tensor, Tensor],
+    sides: tuple[SideMoments, SideMoments],
+    cross: Tensor,
+    n: Tensor,
+    groups: Sequence[Sequence[int]],
+    basis: Tensor | None = None,
+) -> Tensor:
+    """Return cross-moments about other shifts, [group, d_source, d_target or column].
+
+    Args:
+        shifts: the other shifts [d_source], [d_target].
+        sides: moments of both hook points of the same rows.
+        cross: [group, d_source, d_target], or [group, d_source, column] with a basis.
+        n: [group], rows.
+        groups: parts of which each slice of ``cross`` is the sum.
+        basis: [d_target, column], columns onto which the target side is projected.
+    """
+    (delta_x, delta_y), (total_x, total_y) = (
+        [side.shift - shift for side, shift in zip(sides, shifts, strict=True)],
+        [torch.stack([side.total[list(parts)].sum(0) for parts in groups]) for side in sides],
+    )
+    if basis is not None:
+        delta_y, total_y = delta_y @ basis, total_y @ basis
+    return cross_about(cross, n, (delta_x, total_x), (delta_y, total_y))
+
+
 @contextmanager
 def full_precision() -> Iterator[None]:
     """Compute float32 products in float32 within this context."""

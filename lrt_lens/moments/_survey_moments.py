@@ -41,7 +41,7 @@ from lrt_lens._tensor_files import mapped_tensors
 from lrt_lens.data._parts import N_FOLDS
 from lrt_lens.errors import FileFormatError, MismatchError, TooFewDocumentsError
 from lrt_lens.models._hook_points import SOURCE, TARGET, HookPair, hooks_of
-from lrt_lens.moments._accumulator import ORIGIN, Accumulator, add_stored, by_role
+from lrt_lens.moments._accumulator import Accumulator, add_whole, by_role, start_stored
 from lrt_lens.moments._centred_rows import (
     CentredRows,
     first_shifts,
@@ -230,6 +230,9 @@ class SurveyMoments(Accumulator):
             return rows
         return rows.to(torch.promote_types(rows.dtype, self.moment_dtype))
 
+    def finish(self) -> None:
+        """Do nothing, because the sums of a survey live on the device of the rows."""
+
     def trace(self, role: str, hook: str) -> float | None:
         """Return the trace of the scatter of all rows at a hook point; None without sums of it."""
         for direction, sums in self.directions.items():
@@ -365,14 +368,8 @@ class SurveyMoments(Accumulator):
             sketch=_stored_sketch(path, opened.metadata.get("sketch")),
             provenance=read_provenance(path, opened.metadata),
         )
-        names = [name for name in opened.names if name.startswith(ORIGIN)]
-        if names:
-            moments.start_from({name: opened.tensor(name).clone() for name in names})
-        if not add_stored(moments, path, verify=True):
-            raise FileFormatError(
-                f"{str(path)!r} lacks sums of its hook pairs, or has others: copy the file, or "
-                "survey again"
-            )
+        start_stored(moments, opened)
+        add_whole(moments, path)
         return moments
 
     def __repr__(self) -> str:

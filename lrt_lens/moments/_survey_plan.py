@@ -166,6 +166,8 @@ def survey_settings(settings: HarvestSettings) -> SurveySettings:
     if settings.n_tokens is not None and usual is not None:
         usual = min(usual, settings.n_tokens)
     shared |= {"n_tokens": usual, "n_folds": N_FOLDS, "n_test_groups": N_TEST_GROUPS}
+    # Sketched moments are small and live with the models.
+    shared |= {"placement": "auto", "placement_folder": None}
     return SurveySettings(**shared)
 
 
@@ -194,11 +196,9 @@ def answer(
     plan: HarvestPlan, settings: HarvestSettings, budget: int, throughput: Throughput
 ) -> str:
     """Return one line that says what a fit does on this machine, its time and its memory."""
-    whole = replace(plan, passes=(plan.pairs,))
-    widths = (plan.source.d_model, plan.target.d_model)
-    sizes = MomentSizes(plan.token_hook, settings.null, *widths, plan.parts)
-    if sizes.of(plan.pairs) <= budget:
-        return f"exact moments of all {len(plan.pairs)} pairs: {_needs(whole, throughput)}"
+    exact = exact_pairs(plan, settings, budget)
+    if exact is not None and len(exact.pairs) == len(plan.pairs):
+        return f"exact moments of all {len(plan.pairs)} pairs: {_needs(exact, throughput)}"
     first = survey_first(plan, settings, budget)
     narrow = first.sketch.source_columns
     through = f", sources through {narrow} columns" if narrow else ""
@@ -206,14 +206,33 @@ def answer(
         f"survey of {len(plan.pairs)} pairs: at least {duration(first.seconds(throughput))} and "
         f"{human_bytes(first.moments)}{through}"
     )
+    if exact is None:
+        one = _sizes(plan, settings).of(plan.pairs[:1])
+        return f"{survey}; exact moments of one pair take {human_bytes(one)}"
+    n_exact = len(exact.pairs)
+    return f"{survey}; then exact moments of the best {n_exact}: {_needs(exact, throughput)}"
+
+
+def exact_pairs(plan: HarvestPlan, settings: HarvestSettings, budget: int) -> HarvestPlan | None:
+    """Return the plan of what a fit harvests exactly within a budget; None if not even one pair."""
+    sizes = _sizes(plan, settings)
+    if sizes.of(plan.pairs) <= budget:
+        return replace(plan, passes=(plan.pairs,))
     # Pairs with no common hook point take most, so at least this many fit.
     ordered = sorted(plan.pairs, key=_off_diagonal(plan.pairs))
     try:
         fits = tuple(sizes.affordable(ordered, budget))
     except ValueError:
-        return f"{survey}; exact moments of one pair take {human_bytes(sizes.of(ordered[:1]))}"
-    exact = replace(whole, passes=(fits,))
-    return f"{survey}; then exact moments of the best {len(fits)}: {_needs(exact, throughput)}"
+        return None
+    # Few pairs have a whole null where many have a sketch.
+    null = null_kind(settings.null, fits, plan.source.d_model, plan.target.d_model)
+    return replace(plan, passes=(fits,), null=null)
+
+
+def _sizes(plan: HarvestPlan, settings: HarvestSettings) -> MomentSizes:
+    """Return what decides the bytes of any hook pairs of a plan."""
+    widths = (plan.source.d_model, plan.target.d_model)
+    return MomentSizes(plan.token_hook, settings.null, *widths, plan.parts)
 
 
 def _needs(plan: HarvestPlan, throughput: Throughput) -> str:

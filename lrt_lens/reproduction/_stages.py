@@ -13,6 +13,7 @@ Limits: code is not part of a digest; remove the folder after an update of the p
 import hashlib
 import json
 import logging
+import math
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -29,6 +30,8 @@ from lrt_lens.report._results import RESULTS_SCHEMA, write_results
 
 logger = logging.getLogger(__name__)
 
+_AS_TEXT = {math.inf: "infinity", -math.inf: "-infinity"}
+"""Infinite numbers in the file of a table."""
 _Stored = TypeVar("_Stored")
 """Result of a stage."""
 
@@ -63,13 +66,17 @@ class Stages:
         if not path.is_file():
             logger.info("%s: measured now", path)
             make_folder(self.folder)
-            write_results(path, self._all(settings), {"table": measure()})
-        rows = read_json_file(path, RESULTS_SCHEMA).get("table")
-        if not isinstance(rows, list):
+            measured = measure()
+            content = {"columns": list(measured), "table": measured.replace(_AS_TEXT)}
+            write_results(path, self._all(settings), content)
+        content = read_json_file(path, RESULTS_SCHEMA)
+        rows, columns = content.get("table"), content.get("columns")
+        if not isinstance(rows, list) or not isinstance(columns, list):
             raise FileFormatError(f"{str(path)!r} has no table; remove it and run again")
-        table = pd.DataFrame(rows)
-        # JSON has no NaN: a column without numbers comes back as a column of None.
-        nothing = [name for name, empty in table.isna().all().items() if empty]
+        # JSON has no NaN and no infinity: a column without numbers comes back as a column of None.
+        table = pd.DataFrame(rows, columns=columns)
+        table = table.replace({text: value for value, text in _AS_TEXT.items()}).infer_objects()
+        nothing = [name for name, empty in table.isna().all().items() if empty and rows]
         return table.astype(dict.fromkeys(nothing, float))
 
     def stored(

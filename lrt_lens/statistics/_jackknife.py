@@ -211,8 +211,10 @@ def few_groups(
         return "no interval: fewer than two groups of documents"
     if documents is not None and sum(documents) < folds * _FEW_DOCUMENTS:
         return f"few documents: {sum(documents)}; expected at least {folds * _FEW_DOCUMENTS}"
-    if degrees_of_freedom(group_shares(size, size)) < _FEW_DEGREES:
-        # Two groups, and three that are not quite equal, are too few however even they are.
+    # Two groups and three are too few however even they are: three equal ones have exactly two
+    # degrees of freedom, and the slightest difference takes some away.
+    degrees = degrees_of_freedom(group_shares(size, size))
+    if len(size) <= _FEW_GROUPS or degrees < _FEW_DEGREES:
         if len(size) <= _FEW_GROUPS and size.max() * len(size) <= _EVEN * size.sum():
             return f"few groups of documents: {len(size)}; expected at least {_FEW_GROUPS + 1}"
         return f"uneven groups: {size.max() / size.sum():.0%} of the text in one of {len(size)}"

@@ -62,7 +62,8 @@ def fit_stitches(
         settings: a `HarvestSettings`, whose fields are described there.
         checkpoint: folder for checkpoints, from which an interrupted harvest resumes.
         memory_budget: bytes that the moments may take, or a text such as ``"8GB"``; None: a quarter
-            of the memory that is free.
+            of the memory that is free where the moments may live (of the disk with
+            ``placement="disk"``).
         progress: show progress bars.
         **options: fields of `HarvestSettings` as keywords; they replace those of ``settings``.
 

@@ -47,6 +47,8 @@ from lrt_lens.stitching._measures import (
 )
 from lrt_lens.stitching.solvers._solver import wanted_pairs
 
+_LEAST_FOLDS_OF_CKA = 3
+"""Fewest folds with an interval of CKA, which is a mean over pairs of folds without one of them."""
 SIMILARITY_COLUMNS = (
     "source_hook",
     "target_hook",
@@ -213,6 +215,8 @@ def _table(
     rows = []
     for (hook_pair, name), one in values.items():
         one.notes += [flag] if flag else []
+        if name == "cka" and len(folds) < _LEAST_FOLDS_OF_CKA:
+            one.notes.append("no interval of cka: two folds without one leave no pair of folds")
         widths = (len(moments.source[hook_pair[0]].shift), len(moments.target[hook_pair[1]].shift))
         rows.append((*hook_pair, name, *one.columns(sizes), moments.n_fit, *widths, one.note))
     return pd.DataFrame(rows, columns=list(SIMILARITY_COLUMNS))

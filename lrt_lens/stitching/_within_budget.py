@@ -28,7 +28,7 @@ from lrt_lens.models._pair import ModelPair
 from lrt_lens.moments._checkpoint import CHOSEN_NAME
 from lrt_lens.moments._harvest_settings import HarvestSettings, SurveySettings
 from lrt_lens.moments._harvesting import settle
-from lrt_lens.moments._placement import most_free
+from lrt_lens.moments._placement import most_free, refuse_unfit_folder
 from lrt_lens.moments._plan import ModelShape
 from lrt_lens.moments._survey_plan import (
     SHARE_OF_FREE_MEMORY,
@@ -124,6 +124,10 @@ def survey_within(
     Raises:
         ValueError: the budget is too small for a single hook pair.
     """
+    refuse_unfit_folder(settings.placement, settings.placement_folder)
+    free = most_free(settings.placement, pair.source.device, settings.placement_folder)
+    # A budget above what is free would be refused after the survey.
+    budget = budget if free is None else min(budget, free)
     whole = sizes_of(pair, settings)
     sizes = whole.sizes
     # Before the survey, so that a budget that is too small is refused at once.

@@ -290,7 +290,10 @@ def test_two_folds_and_one_group_give_intervals_of_choices_only(rows: Any, momen
     found = similarities(moments, measures=("cka", "svcca"))
     # Debiased CKA needs two folds, and leaving one out leaves one.
     assert found["value"].notna().all()
-    assert found.set_index("measure").loc["cka", ["low", "high"]].isna().all()
+    by_measure = found.set_index("measure")
+    assert by_measure.loc["cka", ["low", "high"]].isna().all()
+    assert "two folds without one leave no pair of folds" in str(by_measure.loc["cka", "note"])
+    assert "no pair of folds" not in str(by_measure.loc["svcca", "note"])
 
 
 def test_one_group_of_the_test_fold_gives_no_interval_and_says_so(

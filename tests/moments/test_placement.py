@@ -1,8 +1,11 @@
 """Sums in host memory and in mapped files have the numbers of sums on the models' device."""
 
+import copy
 import gc
 import logging
 import os
+import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +13,11 @@ import pytest
 import torch
 
 import lrt_lens as lrt
+from lrt_lens.errors import FileFormatError
 from lrt_lens.models import ModelPair
-from lrt_lens.moments import CrossMoments, HarvestSettings, harvest
+from lrt_lens.moments import CrossMoments, HarvestSettings, SurveySettings, harvest, merge_shards
 from lrt_lens.moments import _placement as placements
-from lrt_lens.moments._placement import Placement, mapped_zeros, pinned_zeros, placed
+from lrt_lens.moments._placement import Placement, mapped_zeros, placed
 
 QUIET: dict[str, Any] = {"n_tokens": None, "context_length": 24, "progress": False}
 
@@ -121,24 +125,128 @@ def test_sums_that_do_not_fit_beside_a_block_live_on_the_host(
 def test_a_pinned_allocation_that_fails_becomes_ordinary_memory(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    tried: list[bool] = []
+
     def refused(shape: Any, dtype: torch.dtype, *, pin_memory: bool = False) -> torch.Tensor:
+        tried.append(pin_memory)
         if pin_memory:
             raise RuntimeError("CUDA error: out of memory\nmore lines")
         return torch.empty(shape, dtype=dtype)
 
     monkeypatch.setattr(placements, "_empty", refused)
+    place, like = Placement("host", torch.device("cuda")), torch.zeros(1)
     with caplog.at_level(logging.WARNING):
-        sums = pinned_zeros((2, 500))
-    assert sums.shape == (2, 500)
-    assert not sums.any()
+        sums = [place.zeros((2, 500), like) for _ in range(5)]
+    assert all(one.shape == (2, 500) and not one.any() for one in sums)
     assert "8 KB of pinned host memory could not be had (CUDA error: out of memory)" in caplog.text
+    # One warning and one attempt, however many sums there are.
+    assert caplog.text.count("could not be had") == 1
+    assert tried == [True] + [False] * 5
 
     def nothing(*_: Any, **__: Any) -> torch.Tensor:
         raise RuntimeError("can't allocate")
 
     monkeypatch.setattr(placements, "_empty", nothing)
     with pytest.raises(ValueError, match=r"8 KB of host memory .* placement='disk'"):
-        pinned_zeros((2, 500))
+        place.zeros((2, 500), like)
+
+
+def test_what_is_returned_is_complete(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No product is on its way when a public function returns, and a pickle holds all of them."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(500, d, generator=generator) for d in (8, 12))
+    documents = torch.arange(500) // 10
+    whole = CrossMoments.from_activations(x, y, documents=documents)
+    monkeypatch.setattr(Placement, "_is_far", lambda *_: True)
+    moments = CrossMoments.from_activations(x, y, documents=documents)
+    hook_pair = moments.pairs[0]
+    assert torch.equal(moments.cross[hook_pair], whole.cross[hook_pair])
+    assert torch.equal(moments.n, whole.n)
+    moments.add_block(0, {"source": x}, {"target": y})
+    whole.add_block(0, {"source": x}, {"target": y})
+    assert moments.placement._waiting
+    copies = [pickle.loads(pickle.dumps(moments)), copy.deepcopy(moments)]
+    for one in (*copies, moments):
+        assert_same(one, whole)
+
+
+def test_a_checkpoint_takes_no_second_set_of_sums(
+    pair: ModelPair, corpus: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[int] = []
+    mapped = mapped_zeros
+
+    def counted(shape: Any, folder: Any = None) -> torch.Tensor:
+        sums = mapped(shape, folder)
+        gc.collect()
+        taken.append(Path("/proc/self/maps").read_text().count(str(tmp_path / "scratch")))
+        return sums
+
+    monkeypatch.setattr(placements, "mapped_zeros", counted)
+    on_disk: dict[str, Any] = {"placement": "disk", "placement_folder": tmp_path / "scratch"}
+    harvest(pair, corpus, **on_disk, **QUIET)
+    without = max(taken)
+    taken.clear()
+    harvest(pair, corpus, checkpoint=tmp_path / "checkpoint", **on_disk, **QUIET)
+    assert max(taken) == without
+
+
+def test_shards_are_added_in_a_mapped_file(
+    pair: ModelPair, corpus: list[str], tmp_path: Path
+) -> None:
+    paths = [
+        harvest(pair, corpus, shard=(i, 3), **QUIET).save(tmp_path / f"{i}.safetensors")
+        for i in range(3)
+    ]
+    whole = merge_shards(paths)
+    mapped = merge_shards(paths, placement="disk", placement_folder=tmp_path / "scratch")
+    assert mapped.placement.place == "disk"
+    assert_same(mapped, whole)
+    loaded = CrossMoments.load(
+        mapped.save(tmp_path / "whole.safetensors"), placement="disk", placement_folder=tmp_path
+    )
+    assert_same(loaded, whole)
+    # Sums about two shifts are new tensors in memory.
+    two = replace(mapped, provenance=replace(mapped.provenance, corpus="")).merge(
+        replace(loaded, provenance=replace(loaded.provenance, corpus=""))
+    )
+    assert two.placement.place == "device"
+    assert two.n_tokens == 2 * mapped.n_tokens
+    with open(paths[0], "r+b") as file:
+        file.seek(-8, os.SEEK_END)
+        file.write(b"\1" * 8)
+    with pytest.raises(FileFormatError, match="0.safetensors"):
+        CrossMoments.load(paths[0], placement="disk", placement_folder=tmp_path)
+
+
+def test_a_folder_is_checked_before_a_survey(
+    pair: ModelPair, corpus: list[str], tmp_path: Path
+) -> None:
+    def unread() -> Any:
+        raise AssertionError("read")
+        yield ""
+
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    options: dict[str, Any] = {"placement": "disk", "placement_folder": blocked, **QUIET}
+    with pytest.raises(ValueError, match="no mapped file of"):
+        lrt.fit_stitches(pair, unread(), memory_budget=60_000, **options)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_folders_of_mapped_files_are_checked() -> None:
+    home = HarvestSettings(placement="disk", placement_folder="~/scratch").placement_folder
+    assert home == Path.home() / "scratch"
+    with pytest.raises(ValueError, match=r"placement_folder is 3; expected the path"):
+        HarvestSettings(placement="disk", placement_folder=3)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"'/scratch' and placement 'auto'; only a mapped file"):
+        HarvestSettings(placement_folder="/scratch")
+    with pytest.raises(ValueError, match="the sums of a survey are small"):
+        SurveySettings(placement="disk")
+    with pytest.raises(ValueError, match=r"parts is \(3, 2\); expected Parts"):
+        CrossMoments.from_activations(
+            torch.zeros(4, 2), torch.zeros(4, 2), documents=[0, 1, 2, 3], parts=(3, 2)
+        )  # type: ignore[arg-type]
 
 
 def test_a_full_disk_is_refused_before_a_document_is_read(
@@ -149,7 +257,10 @@ def test_a_full_disk_is_refused_before_a_document_is_read(
         yield ""
 
     monkeypatch.setattr(placements, "free_disk", lambda folder: 1_000)
-    with pytest.raises(ValueError, match=r"and 1 KB are free on the disk of '.*scratch'"):
+    with pytest.raises(
+        ValueError,
+        match=r"and 1 KB are free on the disk of '.*scratch'; give placement_folder= on a larger",
+    ):
         harvest(
             pair, unread(), placement="disk", placement_folder=str(tmp_path / "scratch"), **QUIET
         )

@@ -194,6 +194,22 @@ def test_more_than_there_is_is_refused_before_anything_is_read(
         harvest(pair, unread(), **QUIET)
 
 
+def test_a_plan_counts_the_moments_where_they_live(gemma: tuple[ModelShape, ModelShape]) -> None:
+    plan = plan_harvest(*gemma, pairs=[(12, 20)])
+
+    def values(place: str) -> dict[str, float]:
+        table = replace(plan, place=place).table()
+        return dict(zip(table["item"], table["value"], strict=True))
+
+    device, host, disk = (values(place) for place in ("device", "host", "disk"))
+    beside = plan.source.weight_bytes + plan.target.weight_bytes + plan.workspace
+    assert device["memory, per process"] == plan.moments + beside
+    assert host["memory of the host, per process"] == plan.moments
+    assert host["memory of the device, per process"] == beside
+    assert disk["memory, per process"] == beside
+    assert disk["disk"] == device["disk"] + plan.moments
+
+
 def test_what_will_hardly_fit_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         refuse_more_than_there_is(90, 100)

@@ -18,7 +18,16 @@ def test_a_stage_is_measured_once_per_setting(tmp_path: Path) -> None:
 
     def measure() -> pd.DataFrame:
         calls.append(1)
-        return pd.DataFrame({"arm": ["a", "b"], "value": [1 / 3, np.nan], "nothing": [np.nan] * 2})
+        return pd.DataFrame(
+            {
+                "arm": ["a", "b"],
+                "value": [1 / 3, np.nan],
+                "nothing": [np.nan] * 2,
+                "unbounded": [np.inf, -np.inf],
+                "n": [1, 2],
+                "shown": [True, False],
+            }
+        )
 
     stages = Stages(tmp_path / "cache", {"seed": 0})
     first = stages.table("loss", {"n": 1}, measure)
@@ -31,6 +40,9 @@ def test_a_stage_is_measured_once_per_setting(tmp_path: Path) -> None:
     stages.table("other", {"n": 1}, measure)
     assert len(calls) == 5  # one of them above, for the comparison
     assert len(list((tmp_path / "cache").iterdir())) == 4
+    empty = stages.table("empty", {}, lambda: pd.DataFrame(columns=["arm", "value"]))
+    assert list(empty) == ["arm", "value"]
+    assert len(empty) == 0
 
 
 def test_a_stage_that_fails_leaves_nothing(tmp_path: Path) -> None:

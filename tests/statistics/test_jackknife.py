@@ -129,6 +129,8 @@ def test_few_documents_and_uneven_groups_are_said() -> None:
     assert few_groups([900.0, 50.0, 50.0]) == "uneven groups: 90% of the text in one of 3"
     assert few_groups([10.0, 9.0]) == "few groups of documents: 2; expected at least 4"
     assert few_groups([10.0, 9.0, 9.0]) == "few groups of documents: 3; expected at least 4"
+    # Three equal ones are not more.
+    assert few_groups([10.0, 10.0, 10.0]) == "few groups of documents: 3; expected at least 4"
     assert few_groups([10.0, 9.0, 11.0, 10.0]) == ""
     assert few_groups([10.0, 2.0]) == "uneven groups: 83% of the text in one of 2"
     assert few_groups([10.0]) == "no interval: fewer than two groups of documents"
