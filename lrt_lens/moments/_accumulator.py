@@ -86,7 +86,7 @@ class Accumulator(ABC):
         """Add paired rows of one part.
 
         Args:
-            part: number of the part, as `Parts.of` of `parts` returns it.
+            part: number of the part, as `Parts.of` returns it.
             x: ``{source hook point: [row, d]}``.
             y: ``{target hook point: [row, d]}``.
             pairing: [row], index of the row of ``y`` that is paired with each row of ``x`` in the
