@@ -106,7 +106,7 @@ class Accumulator(ABC):
     def __getstate__(self) -> dict[str, Any]:
         # Copies of the sums are not reached by products that are still on their way.
         self.finish()
-        return self.__dict__
+        return dict(self.__dict__)
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
