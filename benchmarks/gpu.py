@@ -31,6 +31,7 @@ from transformers import (
 )
 
 from benchmarks.models import random_documents, write_tokenizer
+from benchmarks.products import relative_error, streams
 from lrt_lens.data import N_PARTS, BlockPlan, iterate_blocks
 from lrt_lens.models import HookedModel, ModelPair
 from lrt_lens.moments import CrossMoments, harvest
@@ -190,11 +191,7 @@ def accumulation_error(device: str, n_rows: int, seed: int) -> dict[str, float]:
 
     The reference is float64 on the CPU.
     """
-    draw = partial(torch.randn, generator=torch.Generator().manual_seed(seed))
-    scales = torch.arange(1, 257).float() ** -0.5
-    scales[:4] = 30.0  # a few dimensions of activations are very large
-    x = draw(n_rows, 256) * scales + 5 * draw(256)
-    y = x @ draw(256, 320) / 16 + draw(n_rows, 320)
+    x, y = streams(n_rows, seed)
     documents = torch.arange(n_rows) // 100
     exact = CrossMoments.from_activations(x, y, documents=documents, moment_dtype=torch.float64)
     errors = {}
@@ -206,9 +203,9 @@ def accumulation_error(device: str, n_rows: int, seed: int) -> dict[str, float]:
         hook_pair = exact.pairs[0]
         parts = range(N_PARTS)
         scatter, reference = moments.scatter(hook_pair, parts), exact.scatter(hook_pair, parts)
-        errors[f"scatter_{name}"] = _relative(scatter.xx, reference.xx)
-        errors[f"cross_{name}"] = _relative(scatter.xy, reference.xy)
-        errors[f"map_{name}"] = _relative(
+        errors[f"scatter_{name}"] = relative_error(scatter.xx, reference.xx)
+        errors[f"cross_{name}"] = relative_error(scatter.xy, reference.xy)
+        errors[f"map_{name}"] = relative_error(
             moments.fit().best(by="r2_cv").up.weight, exact.fit().best(by="r2_cv").up.weight
         )
     return errors
@@ -274,11 +271,6 @@ def _seconds(run: Callable[[], Any], device: str) -> float:
     run()
     synchronise()
     return time.perf_counter() - started
-
-
-def _relative(actual: Tensor, expected: Tensor) -> float:
-    """Relative error in the Frobenius norm."""
-    return float((actual.cpu() - expected).norm() / expected.norm())
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def main(
     for name in SCHEMES:
         multiply = product_of(name, tensor_cores=timed)
         weight = ridge_weights(x.to(device), y.to(device), multiply, torch.float32)
-        error = float((weight.cpu() - exact).norm() / exact.norm())
+        error = relative_error(weight, exact)
         results[name] = {"map_error": error, "accurate": error <= LARGEST_ERROR}
         if timed:
             results[name]["milliseconds"] = 1e3 * seconds_of(multiply, device)
@@ -82,6 +82,11 @@ def streams(n_rows: int, seed: int) -> tuple[Tensor, Tensor]:
     x = draw(n_rows, 256) * scales + 5 * draw(256)
     y = x @ draw(256, 320) / 16 + draw(n_rows, 320)
     return x, y
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """Relative error in the Frobenius norm; ``expected`` is on the CPU."""
+    return float((actual.cpu() - expected).norm() / expected.norm())
 
 
 def ridge_weights(x: Tensor, y: Tensor, multiply: Product, dtype: torch.dtype) -> Tensor:

@@ -124,11 +124,9 @@ class Fit(PairCommand):
 
     def _budget(self, wanted: int | None) -> int:
         """Return the memory budget in bytes; by default a quarter of what is free."""
-        from lrt_lens.moments._placement import most_free
-        from lrt_lens.moments._survey_plan import SHARE_OF_FREE_MEMORY
+        from lrt_lens.moments._survey_plan import default_budget
 
-        free = most_free(self.placement, self.device or "cpu", self.placement_folder)
-        return wanted or int(SHARE_OF_FREE_MEMORY * (free or 0)) or 10**12
+        return wanted or default_budget(self.settings, self.device or "cpu") or 10**12
 
     def _may_survey(self, wanted: int | None, alone: bool) -> bool:
         """Return whether this run surveys all hook pairs first if their moments do not fit.

@@ -207,20 +207,9 @@ class CrossMoments(Accumulator):
         *,
         name: RowName | None = None,
     ) -> None:
-        """Add paired rows of one part.
+        """Add paired rows ``{hook point: [row, d]}`` of one part.
 
-        Args:
-            part: number of the part, as `Parts.of` returns it.
-            x: ``{source hook point: [row, d]}``.
-            y: ``{target hook point: [row, d]}``.
-            pairing: [row], index of the row of ``y`` that is paired with each row of ``x`` in the
-                null; None adds nothing to the null.
-            name: function from the number of a row of this block to the name that a warning gives
-                it; by default its number among all rows.
-
-        Raises:
-            NonFiniteError: an activation is NaN or infinite.
-            MismatchError: a hook point has another width than before.
+        `Accumulator.add_block` has arguments and errors.
         """
         self._make_ready(x, y)
         self._add(part, x, y, pairing, name)

@@ -207,7 +207,7 @@ def placed(
             where_moments_live(chosen, device, folder),
         )
     if chosen == "disk":
-        where = Path(folder or tempfile.gettempdir())
+        where = scratch_folder(folder)
         remedy = "give placement_folder= on a larger disk, fewer pairs, or fewer folds and groups"
         free = free_disk(where)
         refuse_more_than_there_is(n_bytes, free, f"the disk of {str(where)!r}", remedy)
@@ -235,7 +235,7 @@ def where_moments_live(
 ) -> str:
     """Return a phrase for a chosen place, such as ``"on cuda:0"``."""
     if place == "disk":
-        return f"in a mapped file in {str(folder or tempfile.gettempdir())!r}"
+        return f"in a mapped file in {str(scratch_folder(folder))!r}"
     if place == "host":
         return f"in host memory, to which products are copied from {device}"
     return "in memory" if torch.device(device).type == "cpu" else f"on {device}"
@@ -265,6 +265,11 @@ def checked_folder(place: str, folder: str | Path) -> Path:
     return Path(folder).expanduser()
 
 
+def scratch_folder(folder: str | Path | None) -> Path:
+    """Return the folder of mapped files; by default the system's folder for temporary files."""
+    return Path(folder or tempfile.gettempdir())
+
+
 def refuse_unfit_folder(place: str, folder: str | Path | None) -> None:
     """Raise ValueError if sums are to be a mapped file and no file can be mapped in the folder."""
     if place == "disk":
@@ -284,7 +289,7 @@ def mapped_zeros(shape: Sequence[int], folder: str | Path | None = None) -> Tens
         ValueError: the folder has no room for it, or cannot be written.
     """
     n_bytes = prod(shape) * torch.float64.itemsize
-    folder = Path(folder or tempfile.gettempdir())
+    folder = scratch_folder(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=folder, prefix=".moments-")
@@ -320,7 +325,7 @@ def most_free(
 ) -> int | None:
     """Return the free bytes where sums of this placement may live; None if unknown."""
     if place == "disk":
-        return free_disk(Path(folder or tempfile.gettempdir()))
+        return free_disk(scratch_folder(folder))
     devices = {"device": [device], "host": ["cpu"], "auto": [device, "cpu"]}[place]
     known = [free for one in devices if (free := available_memory(one)) is not None]
     return max(known, default=None)

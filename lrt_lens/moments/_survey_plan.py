@@ -15,10 +15,13 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
+import torch
+
 from lrt_lens._byte_sizes import human_bytes
 from lrt_lens.data._parts import DEFAULT_PARTS, N_FOLDS, N_TEST_GROUPS, Parts
 from lrt_lens.models._hook_points import SOURCE, TARGET, HookPair, depth, hooks_of, joint_parts
 from lrt_lens.moments._harvest_settings import HarvestSettings, SurveySettings
+from lrt_lens.moments._placement import most_free
 from lrt_lens.moments._plan import (
     HarvestPlan,
     ModelShape,
@@ -152,6 +155,12 @@ class SurveyPlan:
         up = (self.sketch.width(d_s), d_t, n_source + n_tokens, n_target)
         down = (self.sketch.width(d_t), d_s, n_target, n_source)
         return [up, down] if self.sketch.down else [up]
+
+
+def default_budget(settings: HarvestSettings, device: str | torch.device) -> int | None:
+    """Return a quarter of what is free where the moments may live; None if unknown."""
+    free = most_free(settings.placement, device, settings.placement_folder)
+    return None if free is None else int(SHARE_OF_FREE_MEMORY * free)
 
 
 def survey_settings(settings: HarvestSettings) -> SurveySettings:

@@ -23,15 +23,10 @@ from lrt_lens.models._pair import ModelPair
 from lrt_lens.moments._checkpoint import SURVEY_FOLDER
 from lrt_lens.moments._harvest_settings import HarvestSettings
 from lrt_lens.moments._harvesting import harvest
+from lrt_lens.moments._survey_plan import default_budget
 from lrt_lens.stitching._fit import fit_grid
 from lrt_lens.stitching._grid import StitchGrid
-from lrt_lens.stitching._within_budget import (
-    checked_budget,
-    default_budget,
-    read_twice,
-    sizes_of,
-    survey_within,
-)
+from lrt_lens.stitching._within_budget import checked_budget, read_twice, sizes_of, survey_within
 from lrt_lens.stitching.solvers._solver import Solver
 
 logger = logging.getLogger(__name__)
@@ -73,7 +68,7 @@ def fit_stitches(
     """
     settings = resolve(HarvestSettings, settings, options)
     budget = checked_budget(memory_budget)
-    budget = default_budget(pair, settings) if budget is None else budget
+    budget = default_budget(settings, pair.source.device) if budget is None else budget
     surveyed = None
     # The layers of a joint hook point are fitted together: there is nothing to choose.
     if not settings.joint and budget is not None and sizes_of(pair, settings).of_all > budget:

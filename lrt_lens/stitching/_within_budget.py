@@ -30,13 +30,7 @@ from lrt_lens.moments._harvest_settings import HarvestSettings, SurveySettings
 from lrt_lens.moments._harvesting import settle
 from lrt_lens.moments._placement import most_free, refuse_unfit_folder
 from lrt_lens.moments._plan import ModelShape
-from lrt_lens.moments._survey_plan import (
-    SHARE_OF_FREE_MEMORY,
-    MomentSizes,
-    SurveyPlan,
-    narrowed,
-    survey_settings,
-)
+from lrt_lens.moments._survey_plan import MomentSizes, SurveyPlan, narrowed, survey_settings
 from lrt_lens.stitching._survey import Survey, survey
 from lrt_lens.stitching.solvers._ridge import Ridge
 from lrt_lens.stitching.solvers._solver import Solver
@@ -78,12 +72,6 @@ def sizes_of(pair: ModelPair, settings: HarvestSettings) -> PairSizes:
     run = settle(pair, settings=settings)
     widths = (pair.source.d_model, pair.target.d_model)
     return PairSizes(run.pairs, MomentSizes(run.token_hook, settings.null, *widths, settings.parts))
-
-
-def default_budget(pair: ModelPair, settings: HarvestSettings) -> int | None:
-    """Return a quarter of what is free where the moments may live; None if unknown."""
-    free = most_free(settings.placement, pair.source.device, settings.placement_folder)
-    return None if free is None else int(SHARE_OF_FREE_MEMORY * free)
 
 
 def survey_that_fits(pair: ModelPair, settings: HarvestSettings, budget: int) -> SurveySettings:
