@@ -316,3 +316,18 @@ def test_the_lint_of_docstrings_refuses_fragments_and_nothing_else(tmp_path: Pat
         assert fragments(fragment) == 1
     for sentence in ("Seed of the bootstraps.", "Offset of a row.", "Android, for example."):
         assert fragments(sentence) == 0
+
+
+@pytest.mark.parametrize(
+    ("docstring", "n_faults"),
+    [("Number of parts: folds.", 1), ("Names, such as ``a: b``.", 0), ("Number of parts.", 0)],
+)
+def test_the_lint_of_docstrings_refuses_a_colon_in_the_first_line_of_a_property(
+    tmp_path: Path, docstring: str, n_faults: int
+) -> None:
+    lines = ["class A:", "    @property", "    def x(self):", f'        """{docstring}"""', ""]
+    (tmp_path / "module.py").write_text("\n".join(lines))
+    command = [sys.executable, str(ROOT / ".ci" / "lint_docstrings.py"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert len(done.stdout.splitlines()) == n_faults
+    assert done.returncode == n_faults

@@ -72,22 +72,22 @@ class Parts:
 
     @property
     def n_parts(self) -> int:
-        """Number of parts: folds and groups."""
+        """Number of parts, which is that of the folds and of the test groups."""
         return self.n_folds + self.n_test_groups
 
     @property
     def fit(self) -> tuple[int, ...]:
-        """Numbers of the parts on which maps are fitted and chosen: the folds."""
+        """Numbers of the parts on which maps are fitted and chosen, which are the folds."""
         return tuple(range(self.n_folds))
 
     @property
     def test(self) -> tuple[int, ...]:
-        """Numbers of the parts that are only scored: the groups of the test fold."""
+        """Numbers of the parts that are only scored, which are the groups of the test fold."""
         return tuple(range(self.n_folds, self.n_parts))
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the parts in files: ``fold0``, ``fold1``, …, ``test0``, ``test1``, …."""
+        """Names of the parts in files, ``fold0``, ``fold1``, …, ``test0``, ``test1``, …."""
         groups = range(self.n_test_groups)
         return (*(f"fold{k}" for k in self.fit), *(f"test{g}" for g in groups))
 

@@ -166,7 +166,7 @@ class HookedModel:
 
     @property
     def bridge(self) -> Any:
-        """The TransformerLens model: the one that was given, or a bridge with the same weights.
+        """TransformerLens model that was given, or a bridge with the same weights.
 
         Hooks that are registered on it act in every pass of this model.
 
@@ -223,7 +223,7 @@ class HookedModel:
 
     @property
     def prefix(self) -> list[int]:
-        """Ids of the special tokens before every text: BOS, or whatever the tokenizer writes."""
+        """Ids of the special tokens that the tokenizer writes before every text, such as BOS."""
         return self.codec.prefix
 
     def pad(self, rows: Sequence[Sequence[int]]) -> Tokens:

@@ -260,7 +260,7 @@ class HuggingFaceEngine:
 
     @property
     def _running(self) -> Any:
-        """The model that runs: the bridge's if hooks on it must act, else Hugging Face's own."""
+        """Model that runs. It is the bridge's if hooks on it must act, else Hugging Face's own."""
         return self._hooked_bridge().original_model if self._runs_bridge else self.model
 
     def capture(self, tokens: Tokens, names: Sequence[str]) -> dict[str, Residual]:

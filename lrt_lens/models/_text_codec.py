@@ -137,7 +137,7 @@ class TextCodec:
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
-        """Ids of the tokenizer's special tokens: named ones, added ones, and its prefix."""
+        """Ids of the tokenizer's special tokens, named or added, and of its prefix."""
         # `all_special_ids` leaves out what has no name, such as the tokens of a chat template.
         added = getattr(self.tokenizer, "added_tokens_decoder", {})
         unnamed = [id for id, token in added.items() if getattr(token, "special", False)]

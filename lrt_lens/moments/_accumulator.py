@@ -137,7 +137,7 @@ class Accumulator(ABC):
 
     @property
     def kept_pairs(self) -> tuple[HookPair, ...]:
-        """Hook pairs that have sums: ``pairs``, and token identity with each target."""
+        """Hook pairs that have sums, which are ``pairs`` and token identity with each target."""
         return with_token(self.pairs, self.token_hook)
 
     @property

@@ -44,7 +44,7 @@ class BlockStream(Protocol):
 
     @property
     def n_units(self) -> int:
-        """Number of units of work of all processes: blocks, or shares of the files."""
+        """Number of units of work of all processes, in blocks or shares of the files."""
         ...
 
     @property

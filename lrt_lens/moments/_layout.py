@@ -181,7 +181,7 @@ class MomentFile:
 
     @property
     def _is_begun(self) -> bool:
-        """Return whether rows were added: before the first one there are no shifts and no sums."""
+        """Return whether rows were added. Before the first one there are no shifts and no sums."""
         return any(name.startswith("shift/") for name in self.file.tensors)
 
     @property

@@ -70,7 +70,7 @@ class Placement:
 
     @property
     def sums_device(self) -> torch.device | None:
-        """Device of the sums; None: that of the rows."""
+        """Device of the sums, or None for that of the rows."""
         return self.device if self.place == "device" else torch.device("cpu")
 
     def zeros(self, shape: Sequence[int], like: Tensor) -> Tensor:

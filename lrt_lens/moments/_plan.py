@@ -318,7 +318,7 @@ class HarvestPlan:
 
     @property
     def disk(self) -> int:
-        """Bytes on disk: the moments of all passes, and the checkpoints of all ranks."""
+        """Bytes on disk for the moments of all passes, and the checkpoints of all ranks."""
         # One more copy of the largest pass: a checkpoint is replaced only when the new file is
         # complete.
         whole = sum(sum(self.moments_of(pairs).values()) for pairs in self.passes)

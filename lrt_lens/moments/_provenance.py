@@ -103,7 +103,7 @@ class Provenance:
 
     @property
     def stored(self) -> dict[str, Any]:
-        """Fields as a file stores them: without ``parts`` if these are the default."""
+        """Fields as a file stores them, without ``parts`` if these are the default."""
         fields = asdict(self)
         return {name: fields[name] for name in fields if UNSTORED.get(name, ...) != fields[name]}
 

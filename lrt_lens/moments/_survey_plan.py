@@ -136,7 +136,7 @@ class SurveyPlan:
 
     @property
     def _scoring(self) -> float:
-        """FLOP of the scores: spectra of all folds, and products of every pair on every fold."""
+        """FLOP of the scores, for spectra of all folds, and products of all pairs on every fold."""
         columns, n_parts = 2 * self.sketch.columns, N_SURVEY_PARTS
         return float(
             sum(
@@ -148,7 +148,7 @@ class SurveyPlan:
 
     @property
     def _directions(self) -> list[tuple[int, int, int, int]]:
-        """Widths and numbers of the hook points: (d_x, d_y, n_x, n_y) of each direction."""
+        """Widths and numbers of the hook points, as (d_x, d_y, n_x, n_y) of each direction."""
         n_source, n_target = (len(hooks_of(self.pairs, side)) for side in (SOURCE, TARGET))
         d_s, d_t = self.source.d_model, self.target.d_model
         n_tokens = int(self.token_hook is not None)

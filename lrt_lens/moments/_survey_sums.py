@@ -170,7 +170,7 @@ class ColumnVariance(SecondMoment):
 
     @cached_property
     def matrix(self) -> Tensor:
-        """Refuse: products of the columns are not kept.
+        """Refuse, because products of the columns are not kept.
 
         Raises:
             ValueError: always.

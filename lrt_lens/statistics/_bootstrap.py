@@ -93,7 +93,7 @@ class Clusters:
 
     @property
     def drawn(self) -> np.ndarray:
-        """Cluster of each unit that a resample draws: those of the factor with the fewest."""
+        """Clusters that a resample draws, one per unit, from the factor that has the fewest."""
         return min(self.factors, key=lambda one: int(one.max(initial=-1)))
 
     @property

@@ -89,7 +89,7 @@ class MapDiagnostics:
 
     @property
     def spectrum(self) -> pd.DataFrame:
-        """Return one row per singular value: ``index`` (from 1), ``singular_value``, ``share``.
+        """Return one row per singular value with ``index`` (from 1), ``singular_value``, ``share``.
 
         ``share`` is relative to the largest singular value; NaN if that is 0.
         """

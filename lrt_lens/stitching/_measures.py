@@ -102,7 +102,7 @@ class Stream:
 
     @cached_property
     def leading(self) -> Tensor:
-        """Return T [d, k] with ``Tᵀ S T = I``: the fewest principal axes with enough variance."""
+        """Return T [d, k] with ``Tᵀ S T = I``, of the fewest principal axes of enough variance."""
         return self._axes(self.matrix, self._kept_variance)
 
     def _axes(self, matrix: Tensor, share: float) -> Tensor:

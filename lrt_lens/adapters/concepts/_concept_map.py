@@ -331,7 +331,7 @@ class ConceptMap:
 
     @property
     def summary(self) -> pd.DataFrame:
-        """One row per map: hook points, n, d, ranks, penalty, held-out scores, cosines.
+        """One row per map, with hook points, n, d, ranks, penalty, held-out scores, cosines.
 
         Columns: source_hook, target_hook, n, d, rank, effective_rank, alpha, r2, r2_uniform,
         interpolates, and cosine_{concept} for each concept.

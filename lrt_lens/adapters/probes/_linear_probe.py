@@ -387,7 +387,7 @@ class LinearProbe:
 
     @property
     def _origin(self) -> str:
-        """Text for tables: method, read position, and how it came to this model."""
+        """Text for tables with method, read position, and how it came to this model."""
         mapped = " of mapped states" if self.before is not None else ""
         transferred = ", transferred" if self.transferred else ""
         return f"{self.method}, read {self.read}{mapped}{transferred}"

@@ -88,7 +88,7 @@ class Intervention:
 
     @property
     def limit(self) -> float:
-        """Largest scale of the mode: 1 for ``"ablate"``, infinity for the others."""
+        """Largest scale of the mode, which is 1 for ``"ablate"``, infinity for the others."""
         return 1.0 if self.mode == "ablate" else math.inf
 
     def hooks(self, scale: float) -> dict[str, SteeringHook]:

@@ -47,7 +47,7 @@ class FeatureCoder:
 
     @property
     def decoder(self) -> Tensor:
-        """Decoder rows [feature, d]: the effect of one unit of each feature on the stream.
+        """Decoder rows [feature, d], the effect of one unit of each feature on the stream.
 
         float32, on the CPU.
         """

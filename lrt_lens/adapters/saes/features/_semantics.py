@@ -54,7 +54,7 @@ class SemanticScores:
 
     @property
     def kind(self) -> list[str]:
-        """Kind of each feature: ``"semantic"``, ``"structural"`` or ``"undecided"``."""
+        """Kind of each feature, ``"semantic"``, ``"structural"`` or ``"undecided"``."""
         return [
             UNDECIDED if n < MINIMUM_SENTENCES else SEMANTIC if score > 0.5 else STRUCTURAL
             for n, score in zip(self.n_sentences, self.score, strict=True)
