@@ -93,6 +93,7 @@ PRIVATE_FOLDERS = {
     "stitching/recipes",
     "adapters/saes/codes",
     "adapters/saes/features",
+    "adapters/saes/refit",
 }
 """Folders that only group private modules: the package above lists their public names."""
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from lrt_lens.adapters.saes._evaluation import SAEEvaluation
+from lrt_lens.adapters.saes._evaluation_result import SAEEvaluation
 from lrt_lens.adapters.vectors._steering_result import SteeringEvaluation
 from lrt_lens.demo._result import DemoResult
 from lrt_lens.figures._steering import (

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lrt_lens.adapters.probes._evaluation import ProbeEvaluation
-from lrt_lens.adapters.saes._evaluation import SAEEvaluation
+from lrt_lens.adapters.saes._evaluation_result import SAEEvaluation
 from lrt_lens.adapters.vectors._steering_result import SteeringEvaluation
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.stitching._grid import StitchGrid

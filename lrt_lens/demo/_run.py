@@ -17,7 +17,8 @@ from typing import Any
 from lrt_lens._numbers import checked_number, checked_whole
 from lrt_lens._progress import tqdm
 from lrt_lens.adapters.probes._evaluation import ProbeEvaluation, evaluate_probe
-from lrt_lens.adapters.saes._evaluation import SAEEvaluation, evaluate_sae
+from lrt_lens.adapters.saes._evaluation import evaluate_sae
+from lrt_lens.adapters.saes._evaluation_result import SAEEvaluation
 from lrt_lens.adapters.vectors._evaluation import evaluate_steering
 from lrt_lens.adapters.vectors._steering_result import SteeringEvaluation
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector

@@ -32,9 +32,16 @@ from lrt_lens.figures._template import (
 _STYLES = {
     "source": ArmStyle("source SAE on the source", "#009E73", symbol="triangle-up"),
     "transferred": ARM_STYLES["transferred"],
+    "refitted": ArmStyle("transferred, refitted", "#56B4E9", symbol="star"),
     "native": ARM_STYLES["native"],
     "scratch": replace(ARM_STYLES["native"], label="scratch"),
     "shuffled": ARM_STYLES["shuffled"],
+    "shuffled_refitted": replace(
+        ARM_STYLES["shuffled"], label="shuffled map, refitted", symbol="diamond-open"
+    ),
+    "random_refitted": replace(
+        ARM_STYLES["random"], label="random encoder, refitted", symbol="circle-open"
+    ),
     "rotated": ArmStyle("random rotation", "#8C8C8C", symbol="circle-open", dash="dot"),
     "random": replace(ARM_STYLES["random"], label="random maps"),
 }

@@ -2,8 +2,9 @@ from ._centring import uncentred_sae as uncentred_sae
 from ._decoder_geometry import DecoderGeometry as DecoderGeometry
 from ._decoder_geometry import chance_residual as chance_residual
 from ._decoder_geometry import decoder_geometry as decoder_geometry
-from ._evaluation import SAEEvaluation as SAEEvaluation
+from ._evaluation import SAEEvaluationSettings as SAEEvaluationSettings
 from ._evaluation import evaluate_sae as evaluate_sae
+from ._evaluation_result import SAEEvaluation as SAEEvaluation
 from ._feature_matching import FeatureMatches as FeatureMatches
 from ._feature_matching import match_features as match_features
 from ._initialisation import SAEInitialisation as SAEInitialisation
@@ -28,3 +29,6 @@ from .features._evaluate import FeatureEvaluationSettings as FeatureEvaluationSe
 from .features._evaluate import evaluate_features as evaluate_features
 from .features._result import FeatureEvaluation as FeatureEvaluation
 from .features._unembedding import Unembedding as Unembedding
+from .refit._refit import refit_sae as refit_sae
+from .refit._rows import SAERefit as SAERefit
+from .refit._settings import RefitSettings as RefitSettings

@@ -9,9 +9,12 @@
 | --- | --- | --- |
 | source | ``sae`` | source |
 | transferred | ``stitch.transfer(sae)`` | target |
+| refitted | the transferred SAE, refitted (with ``refit=``) | target |
 | native | ``native``, trained on the target; left out if None | target |
 | shuffled | ``sae`` through the map of shuffled pairs | target |
+| shuffled_refitted | the same with the refit on shuffled rows (with ``refit=``) | target |
 | random | ``sae`` through random (semi-)orthogonal maps of the right mean and size | target |
+| random_refitted | a random encoder with refitted rates and decoder (with ``refit=``) | target |
 
 Both models run once per batch up to their hook point; each arm resumes from there with the
 reconstruction in place of the states. All arms read the same documents, those of the stitch's test
@@ -30,33 +33,38 @@ derangement of the pairs: its interval holds for other documents, not for anothe
 """
 
 import logging
-import math
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
 
 from lrt_lens._progress import tqdm
-from lrt_lens._repr_html import card, note, table
+from lrt_lens._settings import Settings, resolve, takes
 from lrt_lens.adapters.saes._compatibility import (
     refuse_foreign_sae,
     refuse_joined_hook_points,
     require_sae,
 )
+from lrt_lens.adapters.saes._evaluation_result import (
+    SAEEvaluation,
+    documents_of,
+    draws_of,
+    evaluation_table,
+    frames_of,
+)
 from lrt_lens.adapters.saes._random_maps import random_rotation
+from lrt_lens.adapters.saes._refit_arms import refit_arms
 from lrt_lens.adapters.saes._sae_pass import CodeTally, Reconstruction
+from lrt_lens.adapters.saes.refit._rows import SAERefit
+from lrt_lens.adapters.saes.refit._settings import RefitSettings
 from lrt_lens.data._documents import Documents
 from lrt_lens.data._windows import Window
 from lrt_lens.errors import NonFiniteError
-from lrt_lens.figures._sae import sae_figure
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.models._text_reader import special_tokens, unmasked
-from lrt_lens.statistics._bootstrap import bootstrap_ratio
-from lrt_lens.statistics._draws import prediction_interval
-from lrt_lens.statistics._intervals import NOTHING, Interval, clopper_pearson, t_quantile
 from lrt_lens.stitching._held_out import read_windows
 from lrt_lens.stitching._stitch import Stitch
 from lrt_lens.stitching._stitched_pass import Arm, Batch, End, Tally, batches, run_batch
@@ -64,97 +72,31 @@ from lrt_lens.stitching._stitched_pass import Arm, Batch, End, Tally, batches, r
 logger = logging.getLogger(__name__)
 
 
-class Metric(NamedTuple):
-    """Views, besides the table, in which a metric with an interval over documents appears."""
-
-    in_summary: bool = True
-    """True if `SAEEvaluation.summary` has it."""
-    in_difference: bool = True
-    """True if `SAEEvaluation.difference` accepts it; needs a denominator that is never near 0."""
-
-
-METRICS = {
-    "l0": Metric(),
-    "fvu": Metric(),
-    "delta_ce": Metric(),
-    "ce_recovered": Metric(in_difference=False),
-    "ce_recovered_zero": Metric(in_summary=False, in_difference=False),
-}
-"""Metrics with an interval over documents; `SAEEvaluation.table` describes them."""
-ARMS = ("source", "transferred", "native", "shuffled", "random")
-"""Arms in the order of tables and figures."""
-
-
 @dataclass(frozen=True)
-class SAEEvaluation:
-    """L0, FVU, ΔCE, recovered loss and dead features of each SAE, with intervals."""
+class SAEEvaluationSettings(Settings):
+    """Settings of `evaluate_sae`, which also takes each of them as a keyword."""
 
-    table: pd.DataFrame
-    """One row per arm.
-
-    Columns with intervals (``_low`` and ``_high``): l0 (active features per token), fvu
-    (‖x − x̂‖² ÷ ‖x − mean‖²), delta_ce (cross-entropy minus that of the unchanged model, nats per
-    token), ce_recovered ((mean − ce) ÷ (mean − own), with the loss under ablation by the mean),
-    ce_recovered_zero (with the loss under ablation by 0), dead_fraction. Columns without: arm,
-    model, ce, own_ce, n_tokens, n_documents, n_features, n_draws, contains (what varies in the
-    intervals), interval_flag (what is doubtful about them), and for ``random`` transferred_p and
-    p_floor.
-    """
-    by_document: pd.DataFrame = field(repr=False)
-    """One row per arm and document: n_tokens, and sums over its tokens (l0, error, variance, ce,
-    own, mean, zero).
-    """
-    source_hook: str
-    """Hook point of the source, which the SAE reads."""
-    target_hook: str
-    """Hook point of the target, which the transferred SAE reads."""
+    n_random: int = 20
+    """Number of random maps; the arm ``random`` is the mean over them, and its interval shows where
+    a new one falls. 3 take half of the time of 20, and give no p-value below .25 instead of
+    .048."""
+    refit: bool | RefitSettings = False
+    """True, or settings of the refit, adds the refitted SAE and its controls; they are fitted to
+    the documents of the fitting folds."""
+    n_tokens: int = 20_000
+    """Counted positions after which no further document is read."""
+    context_length: int = 256
+    """Tokens per window, BOS included."""
+    keep: Literal["masked", "bos"] = "masked"
+    """Positions that keep the model's own states: all ``"masked"`` ones (BOS, the first positions
+    and special tokens, on which SAEs are not trained), or ``"bos"`` alone."""
+    folds: Literal["test", "all"] = "test"
+    """``"test"`` reads only documents of the harvest's test fold, ``"all"`` every document."""
     seed: int = 0
-    """Seed of the bootstraps and the random maps."""
-    draws: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
-    """One row per random map: draw, and each metric of the table without its interval."""
-
-    @property
-    def summary(self) -> pd.DataFrame:
-        """Metrics without intervals, one row per arm."""
-        shown = [name for name, metric in METRICS.items() if metric.in_summary]
-        return pd.DataFrame(self.table, columns=["arm", "model", *shown, "dead_fraction"])
-
-    def difference(self, arm: str, other: str, metric: str = "delta_ce") -> Interval:
-        """Difference of a metric, ``arm`` minus ``other``, by a paired bootstrap over documents.
-
-        ``random`` is the mean over random maps, and the interval contains their number too.
-        ``metric`` is ``"l0"``, ``"fvu"`` or ``"delta_ce"``.
-
-        Raises:
-            ValueError: unknown arm or metric.
-        """
-        known = list(dict.fromkeys(self.by_document["arm"]))
-        for name in (arm, other):
-            if name not in known:
-                raise ValueError(f"no arm {name!r}; expected one of {known}")
-        accepted = [key for key, value in METRICS.items() if value.in_difference]
-        if metric not in accepted:
-            raise ValueError(f"metric is {metric!r}; expected one of {accepted}")
-        sums = [
-            _ratios(pd.DataFrame(self.by_document[self.by_document["arm"] == name]))[metric]
-            for name in (arm, other)
-        ]
-        interval = _paired_difference(sums[0], sums[1], self.seed)
-        return _over_draws(interval, self.draws, metric) if "random" in (arm, other) else interval
-
-    def figure(self) -> Any:
-        """Plotly figure of each metric by arm with its interval."""
-        return sae_figure(self.table)
-
-    def _repr_html_(self) -> str:
-        measured = [
-            f"{name}{end}" for name in (*METRICS, "dead_fraction") for end in ("", "_low", "_high")
-        ]
-        shown = ["arm", "model", *(name for name in measured if name in self.table)]
-        caption = f"{self.source_hook} → {self.target_hook}; delta_ce in nats per token."
-        return card("SAEEvaluation", note(caption), table(pd.DataFrame(self.table, columns=shown)))
+    """Seed of the bootstraps, the random maps and the controls of the refit."""
 
 
+@takes(SAEEvaluationSettings)
 def evaluate_sae(
     pair: ModelPair,
     stitch: Stitch,
@@ -162,13 +104,9 @@ def evaluate_sae(
     documents: Documents,
     *,
     native: Any = None,
-    n_random: int = 20,
-    n_tokens: int = 20_000,
-    context_length: int = 256,
-    keep: Literal["masked", "bos"] = "masked",
-    folds: Literal["test", "all"] = "test",
-    seed: int = 0,
+    settings: SAEEvaluationSettings | None = None,
     progress: bool = True,
+    **options: Any,
 ) -> SAEEvaluation:
     """L0, FVU, ΔCE, recovered loss and dead features of an SAE before and after transfer.
 
@@ -181,18 +119,12 @@ def evaluate_sae(
         sae: a SAELens SAE of the source's hook point.
         documents: text, in any form that `fit_stitches` accepts.
         native: a SAELens SAE of the target's hook point.
-        n_random: number of random maps; the arm ``random`` is the mean over them, and its interval
-            shows where a new one falls. 3 take half of the time of 20, and give no p-value below
-            .25 instead of .048.
-        n_tokens: counted positions after which no further document is read.
-        context_length: tokens per window, BOS included.
-        keep: positions that keep the model's own states: all ``"masked"`` ones (BOS, the first
-            positions and special tokens, on which SAEs are not trained), or ``"bos"`` alone.
-        folds: ``"test"`` reads only documents of the harvest's test fold, ``"all"`` every document.
-        seed: seed of the bootstraps and the random maps.
+        settings: all settings, see `SAEEvaluationSettings`.
         progress: show a bar.
+        options: single fields of the settings, such as ``refit=True``.
 
     Raises:
+        ValueError: a refit together with ``folds="all"``; or the refit is refused, see `refit_sae`.
         MismatchError: an SAE belongs to another width, hook point, model, basis or tokenizer; the
             models are not the stitch's.
         HookPointError: the stitch joins several hook points.
@@ -201,11 +133,12 @@ def evaluate_sae(
 
     Source: Stitching (arXiv 2506.06609), table 2; controls, dead features and intervals are ours.
     """
-    context_length = min(context_length, pair.context_length)
-    _check(pair, stitch, (sae, native), n_tokens, context_length)
-    saes = _saes(stitch, sae, native, n_random, seed)
+    run = resolve(SAEEvaluationSettings, settings, options)
+    run = replace(run, context_length=min(run.context_length, pair.context_length))
+    _check(pair, stitch, (sae, native), run)
+    saes = _saes(stitch, sae, native, run) | _refitted(pair, stitch, sae, documents, run, progress)
     ends = {"A": End(pair.source, stitch.source_hook), "B": End(pair.target, stitch.target_hook)}
-    windows = read_windows(pair, stitch, documents, n_tokens, context_length, folds)
+    windows = read_windows(pair, stitch, documents, run.n_tokens, run.context_length, run.folds)
     if pair.aligned:
         # Each arm runs on one model, so all its unmasked tokens count, aligned or not.
         special = (special_tokens(pair.source), special_tokens(pair.target))
@@ -215,13 +148,15 @@ def evaluate_sae(
     codes = {name: CodeTally(tally.n_documents, arm.cfg.d_sae) for name, arm in saes.items()}
     grouped = list(batches(windows, pair.source, pair.target))
     for group in tqdm(grouped, desc="SAE evaluation", disable=not progress, leave=False):
-        batch = Batch(group, ends, keep, paired=False)
+        batch = Batch(group, ends, run.keep, paired=False)
         run_batch(ends, _arms(stitch, saes, batch, codes), batch, tally)
-    frames = _frames(tally, codes)
-    by_document = _by_document(frames)
-    draws = _draws(frames["random"], codes) if "random" in frames else pd.DataFrame()
-    table = _table(by_document, codes, pair, draws, seed)
-    return SAEEvaluation(table, by_document, stitch.source_hook, stitch.target_hook, seed, draws)
+    frames = frames_of(tally, codes)
+    by_document = documents_of(frames)
+    draws = draws_of(frames["random"], codes) if "random" in frames else pd.DataFrame()
+    table = evaluation_table(by_document, codes, pair, draws, run.seed)
+    return SAEEvaluation(
+        table, by_document, stitch.source_hook, stitch.target_hook, run.seed, draws
+    )
 
 
 def _with_all_rows(
@@ -239,22 +174,27 @@ def _with_all_rows(
 
 
 def _check(
-    pair: ModelPair, stitch: Stitch, saes: tuple[Any, Any], n_tokens: int, context_length: int
+    pair: ModelPair, stitch: Stitch, saes: tuple[Any, Any], run: SAEEvaluationSettings
 ) -> None:
     """Raise for arguments of `evaluate_sae` that do not fit together.
 
     ``saes`` are that of the source and the native one or None.
     """
-    if n_tokens < 1:
+    if run.n_tokens < 1:
         raise ValueError(
-            f"n_tokens is {n_tokens}; expected a positive number of tokens, such as 20_000"
+            f"n_tokens is {run.n_tokens}; expected a positive number of tokens, such as 20_000"
+        )
+    if run.refit and run.folds == "all":
+        raise ValueError(
+            "folds is 'all' and refit is given: the evaluation would read the documents to which "
+            "the SAE was refitted; expected folds='test': leave folds out"
         )
     stitch.check(pair.source, pair.target)
     refuse_joined_hook_points(stitch)
     sae, native = saes
-    _check_sae(sae, pair.source, stitch.source_hook, context_length)
+    _check_sae(sae, pair.source, stitch.source_hook, run.context_length)
     if native is not None:
-        _check_sae(native, pair.target, stitch.target_hook, context_length)
+        _check_sae(native, pair.target, stitch.target_hook, run.context_length)
     if stitch.null is None:
         logger.warning(
             "this stitch holds no map of shuffled pairs, so the arm 'shuffled' is left out; "
@@ -277,18 +217,39 @@ def _check_sae(sae: Any, model: HookedModel, hook: str, context_length: int) -> 
 # --------------------------------------------------------------------------------------------- arms
 
 
-def _saes(stitch: Stitch, sae: Any, native: Any, n_random: int, seed: int) -> dict[str, Any]:
+def _saes(stitch: Stitch, sae: Any, native: Any, run: SAEEvaluationSettings) -> dict[str, Any]:
     """SAEs by arm; those of the random maps are named ``random 0``, ``random 1`` and so on."""
     saes = {"source": sae, "transferred": stitch.transfer(sae)}
     if native is not None:
         saes["native"] = native
     if stitch.null is not None:
         saes["shuffled"] = stitch.transfer(sae, through=stitch.null)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(run.seed)
     return saes | {
         f"random {draw}": stitch.transfer(sae, through=random_rotation(stitch, generator))
-        for draw in range(n_random)
+        for draw in range(run.n_random)
     }
+
+
+def _refitted(
+    pair: ModelPair,
+    stitch: Stitch,
+    sae: Any,
+    documents: Documents,
+    run: SAEEvaluationSettings,
+    progress: bool,
+) -> dict[str, Any]:
+    """Refitted SAE and its controls by arm; empty without a refit."""
+    if not run.refit:
+        return {}
+    settings = RefitSettings() if run.refit is True else run.refit
+    settings = replace(
+        settings,
+        context_length=min(settings.context_length, run.context_length),
+        progress=progress and settings.progress,
+    )
+    fits = refit_arms(stitch, sae, SAERefit(pair, documents, settings), seed=run.seed)
+    return {name: fit.sae for name, fit in fits.items()}
 
 
 def _arms(
@@ -313,152 +274,3 @@ def _arms(
         }
         arms += [Arm(name, end, (end,), state) for name, state in states.items()]
     return arms
-
-
-# ------------------------------------------------------------------------------------------- tables
-
-
-def _frames(tally: Tally, codes: dict[str, CodeTally]) -> dict[str, list[pd.DataFrame]]:
-    """Sums over tokens, one row per document, by arm; one frame per random map."""
-    frames: dict[str, list[pd.DataFrame]] = {}
-    for name, code in codes.items():
-        end = "A" if name == "source" else "B"
-        losses = {kind: tally.sums[end, kind]["ce"] for kind in ("own", "mean", "zero")} | {
-            "ce": tally.sums[end, name]["ce"]
-        }
-        frame = pd.DataFrame(
-            {"document": np.arange(tally.n_documents), "n_tokens": code.counts} | code.sums | losses
-        )
-        frames.setdefault(name.split()[0], []).append(frame)
-    return frames
-
-
-def _by_document(frames: dict[str, list[pd.DataFrame]]) -> pd.DataFrame:
-    """Sums over tokens, one row per arm and document; random maps are averaged."""
-    order = [arm for arm in ARMS if arm in frames]
-    return pd.concat(
-        [
-            # Sums of the random maps are averaged per document, so the arm has one row per document
-            # too.
-            (sum(frames[arm][1:], frames[arm][0]) / len(frames[arm])).assign(arm=arm)
-            for arm in order
-        ],
-        ignore_index=True,
-    )
-
-
-def _ratios(rows: pd.DataFrame) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Numerator and denominator of each metric, [document]; a metric is the ratio of their sums."""
-    ce, own, n = (rows[name].to_numpy(dtype=float) for name in ("ce", "own", "n_tokens"))
-    mean, zero = (rows[name].to_numpy(dtype=float) for name in ("mean", "zero"))
-    error, variance = (rows[name].to_numpy(dtype=float) for name in ("error", "variance"))
-    return {
-        "l0": (rows["l0"].to_numpy(dtype=float), n),
-        # FVU = Σ‖x − x̂‖² / Σ‖x − mean‖²
-        "fvu": (error, variance),
-        "delta_ce": (ce - own, n),
-        # recovered = (CE of the ablation − CE with the SAE) / (CE of the ablation − own CE)
-        "ce_recovered": (mean - ce, mean - own),
-        "ce_recovered_zero": (zero - ce, zero - own),
-    }
-
-
-def _draws(frames: list[pd.DataFrame], codes: dict[str, CodeTally]) -> pd.DataFrame:
-    """Metrics of each random map."""
-    rows = []
-    for draw, frame in enumerate(frames):
-        ratios = {name: float(n.sum() / d.sum()) for name, (n, d) in _ratios(frame).items()}
-        fired = codes[f"random {draw}"].fired
-        dead = {"dead_fraction": float((~fired).double().mean())}
-        rows.append({"draw": draw} | ratios | dead)
-    return pd.DataFrame(rows)
-
-
-def _table(
-    by_document: pd.DataFrame,
-    codes: dict[str, CodeTally],
-    pair: ModelPair,
-    draws: pd.DataFrame,
-    seed: int,
-) -> pd.DataFrame:
-    """Table of `SAEEvaluation` from sums per document and from the features that fired."""
-    table: list[dict[str, Any]] = []
-    for arm, rows in by_document.groupby("arm", sort=False):
-        row: dict[str, Any] = {
-            "arm": arm,
-            "model": (pair.source if arm == "source" else pair.target).name,
-        }
-        measured = {
-            metric: bootstrap_ratio(numerator, denominator, seed=seed)
-            for metric, (numerator, denominator) in _ratios(rows).items()
-        }
-        # Draws of the random maps are named `random 0`, `random 1`, …: the first word is the arm.
-        fired = [code.fired for name, code in codes.items() if name.split()[0] == arm]
-        measured["dead_fraction"] = _dead(fired[0])
-        if arm == "random":
-            measured = {name: prediction_interval(draws[name].to_numpy()) for name in measured}
-            measured["dead_fraction"] = measured["dead_fraction"].within()
-        for metric, interval in measured.items():
-            row |= _columns(metric, interval)
-        n, ce, own = (
-            float(rows[name].to_numpy(dtype=float).sum()) for name in ("n_tokens", "ce", "own")
-        )
-        row |= {"ce": ce / n, "own_ce": own / n, "n_tokens": round(n)}
-        row |= {"n_documents": len(rows), "n_features": len(fired[0]), "n_draws": len(fired)}
-        # Dead features are counted on the same documents, but their interval is over features.
-        flags = dict.fromkeys(one.flag.replace("items", "documents") for one in measured.values())
-        row["contains"] = "draws" if arm == "random" else "documents"
-        row["interval_flag"] = "; ".join(flag for flag in flags if flag)
-        table.append(row)
-    for row in table:
-        if row["arm"] == "random":
-            [ours] = [one["delta_ce"] for one in table if one["arm"] == "transferred"]
-            row |= _rank(ours, draws["delta_ce"].to_numpy())
-    return pd.DataFrame(table)
-
-
-def _rank(ours: float, draws: np.ndarray) -> dict[str, float]:
-    """Columns of the share of draws whose ΔCE is at most ``ours``."""
-    # p = (1 + #{draw ≤ ours}) / (n + 1); a smaller loss is better, so there is one side.
-    n = len(draws) + 1
-    return {"transferred_p": (1 + int((draws <= ours).sum())) / n, "p_floor": 1 / n}
-
-
-def _columns(name: str, interval: Interval) -> dict[str, float]:
-    """Columns of a metric and of the ends of its interval."""
-    return {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
-
-
-def _dead(fired: torch.Tensor) -> Interval:
-    """Share of silent features with its interval over features."""
-    return clopper_pearson(int((~fired).sum()), len(fired)) if len(fired) else NOTHING
-
-
-def _over_draws(interval: Interval, draws: pd.DataFrame, metric: str) -> Interval:
-    """Return an interval over documents, widened by t · s/√n of the mean over random maps."""
-    n = len(draws)
-    if n < 2:
-        return Interval(interval.value, math.nan, math.nan, f"{n} draw")
-    reach = t_quantile(n - 1) * float(np.std(draws[metric].to_numpy(), ddof=1)) / math.sqrt(n)
-    return interval.widened(reach)
-
-
-def _paired_difference(
-    a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray], seed: int
-) -> Interval:
-    """Difference of two ratios of sums over the same documents, with a paired bootstrap interval.
-
-    With one denominator it is a ratio of sums itself. Otherwise the difference is linearised, and
-    the influence of each document on it is resampled.
-    """
-    if np.array_equal(a[1], b[1]):
-        return bootstrap_ratio(a[0] - b[0], a[1], seed=seed)
-    values = [numerator.sum() / denominator.sum() for numerator, denominator in (a, b)]
-    # Influence of document i on r = Σn/Σd: (n_i − r d_i) / mean(d).
-    influence = sum(
-        sign * (n - value * d) / d.mean()
-        for sign, value, (n, d) in zip((1, -1), values, (a, b), strict=True)
-    )
-    spread = bootstrap_ratio(np.asarray(influence), np.ones(len(a[0])), seed=seed)
-    value = float(values[0] - values[1])
-    return Interval(value, value + spread.low, value + spread.high, spread.flag)

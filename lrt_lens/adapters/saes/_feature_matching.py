@@ -25,7 +25,8 @@ from torch import Tensor
 
 from lrt_lens._byte_sizes import human_bytes
 from lrt_lens._repr_html import card, note, table
-from lrt_lens.adapters.saes.codes._moments import CodePasses, check_sae, encode
+from lrt_lens.adapters.saes.codes._moments import encode
+from lrt_lens.adapters.saes.codes._passes import CodePasses, check_sae
 from lrt_lens.data._documents import Documents
 from lrt_lens.data._parts import N_FOLDS, N_PARTS
 from lrt_lens.errors import MismatchError

@@ -14,6 +14,12 @@ Thresholds and the number of active features stay the same. Training SAEs remain
 are starting points for further training, and ``save_inference_model`` writes what plain SAELens
 loads.
 
+What arrives is exact and reconstructs the target poorly, because the maps are imperfect. With
+``refit=`` encoder, firing rates and decoder are then fitted to the target's states in closed form
+(`lrt_lens.adapters.saes.refit`):
+
+    stitch.transfer(sae, refit=SAERefit(pair, documents))
+
 Limits: only SAEs that `lrt_lens.adapters.saes._folding` can fold are transferred.
 """
 
@@ -27,6 +33,8 @@ from lrt_lens.adapters.saes._compatibility import (
     trained_context,
 )
 from lrt_lens.adapters.saes._folding import FoldedSae, refuse_unfoldable
+from lrt_lens.adapters.saes.refit._rows import SAERefit, stitch_rows
+from lrt_lens.adapters.saes.refit._steps import refit_weights, source_codes
 from lrt_lens.stitching._affine import MapPair
 from lrt_lens.stitching._stitch import Stitch
 
@@ -57,7 +65,12 @@ _SCORES = ("r2", "r2_uniform", "r2_down", "r2_null", "r2_token")
 
 
 def transfer_sae(
-    sae: Any, stitch: Stitch, *, through: MapPair | None = None, input_scale: float | None = None
+    sae: Any,
+    stitch: Stitch,
+    *,
+    through: MapPair | None = None,
+    input_scale: float | None = None,
+    refit: SAERefit | None = None,
 ) -> Any:
     """SAE of the same class on the stitch's target model, with exactly transferred weights.
 
@@ -73,10 +86,12 @@ def transfer_sae(
             ``stitch.refits``), for controls.
         input_scale: constant factor on the inputs of an SAE whose config says
             ``expected_average_only_in``.
+        refit: models, documents and settings of a refit in closed form; None transfers exactly.
 
     Raises:
         TypeError: ``sae`` is no SAE of SAELens.
-        ValueError: the encoder is no function of an affine image of its input.
+        ValueError: the encoder is no function of an affine image of its input; or the refit is
+            refused, see `refit_sae`.
         MismatchError: the SAE belongs to another width, hook point, model, basis or tokenizer, or
             ``through`` to other hook points, models or widths.
         NonFiniteError: a weight is NaN or infinite.
@@ -90,7 +105,14 @@ def transfer_sae(
     stitch.refuse_other_map("through.up", maps.up)
     stitch.refuse_other_map("through.down", maps.down, down=True)
     folded = FoldedSae.of(sae, input_scale=input_scale)
-    return composed(folded, maps).build(sae, _metadata(sae, stitch, maps))
+    transferred = composed(folded, maps).build(sae, _metadata(sae, stitch, maps))
+    if refit is None:
+        return transferred
+    rows = stitch_rows(stitch, refit)
+    # The source's SAE with its input scale folded in, as SAELens would run it.
+    own = sae if input_scale is None else folded.build(sae)
+    codes = None if rows.source is None else source_codes(own, rows.source)
+    return refit_weights(composed(folded, maps), transferred, rows, codes, refit.settings).sae
 
 
 def composed(folded: FoldedSae, maps: MapPair) -> FoldedSae:
@@ -126,6 +148,7 @@ def _metadata(sae: Any, stitch: Stitch, maps: MapPair) -> dict[str, Any]:
             "source_hook": stitch.source_hook,
             "target_basis": BASES.get(target.basis) if target else None,
             "own_maps": maps is stitch.maps,
+            "seed": stitch.provenance.seed,
             "scores": {key: stitch.scores[key] for key in _SCORES if key in stitch.scores},
         },
     }

@@ -16,7 +16,7 @@ import torch
 
 from lrt_lens.adapters.saes import CodeMapEvaluation, FeatureEvaluation, decoder_geometry
 from lrt_lens.adapters.saes._decoder_geometry import _Fold, _gather, _scaled_scores
-from lrt_lens.adapters.saes._evaluation import _paired_difference
+from lrt_lens.adapters.saes._evaluation_result import _paired_difference
 from lrt_lens.adapters.saes.features._attention import Example, Halves, _head_row
 from lrt_lens.adapters.saes.features._result import _AVERAGED
 from lrt_lens.statistics import Interval, bootstrap_ratio, prediction_interval

@@ -11,7 +11,7 @@ import torch
 from sae_lens import StandardSAE, StandardSAEConfig, TopKSAE, TopKSAEConfig
 
 from lrt_lens.adapters.saes import SAEEvaluation, evaluate_sae
-from lrt_lens.adapters.saes._evaluation import ARMS
+from lrt_lens.adapters.saes._evaluation_result import ARMS
 from lrt_lens.adapters.saes._initialisation import threshold_table
 from lrt_lens.adapters.saes._random_maps import random_rotation
 from lrt_lens.data import BlockPlan, cut_windows

@@ -24,7 +24,7 @@ that fire together share what they explain, as in any regression.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -32,19 +32,22 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lrt_lens._byte_sizes import human_bytes
 from lrt_lens._stored_fields import as_damage, json_object, stored_fields, stored_text
 from lrt_lens._tensor_files import read_tensor_file, write_tensors
-from lrt_lens.adapters.saes.codes._moments import (
-    CodeMoments,
+from lrt_lens.adapters.saes.codes._moments import CodeMoments, encode
+from lrt_lens.adapters.saes.codes._passes import (
     CodePasses,
     check_sae,
     collect_moments,
     count_firings,
-    encode,
-    gram_bytes,
 )
-from lrt_lens.adapters.saes.codes._ridge import CODE_ALPHAS, CodeSolution, fit_codes
+from lrt_lens.adapters.saes.codes._ridge import (
+    CODE_ALPHAS,
+    SOLVERS,
+    CodeSolution,
+    choose_solver,
+    fit_codes,
+)
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.data._documents import Documents
 from lrt_lens.errors import MismatchError, NonFiniteError
@@ -59,8 +62,6 @@ logger = logging.getLogger(__name__)
 
 CODES_SCHEMA = "lrt_lens.codes/1"
 """Schema version of a file; another one is refused."""
-SOLVERS = ("cholesky", "cg")
-"""Names of the solvers, in the order in which ``solver="auto"`` tries them."""
 _TENSORS = ("weight", "bias", "live", "firings")
 """Fields that a file stores as tensors; all others are stored as JSON."""
 
@@ -291,7 +292,7 @@ def fit_code_map(
         name: available_memory(device) if memory is None else memory
         for name, device in devices.items()
     }
-    used = _choose_solver(solver, len(live), int(firings[live].sum()), pair.target.d_model, free)
+    used = choose_solver(solver, len(live), int(firings[live].sum()), pair.target.d_model, free)
     moments = collect_moments(passes, sae, firings, live, sparse=used == "cg")
     return _code_map(fit_codes(moments, alphas), moments, stitch, used)
 
@@ -346,30 +347,6 @@ def _refuse_too_little(live: Tensor, firings: Tensor, n_fit: int, min_firings: i
             n_fit,
             len(live),
         )
-
-
-def _choose_solver(
-    solver: str, n_live: int, n_active: int, d_target: int, free: Mapping[str, int | None]
-) -> str:
-    """First solver, ``"cholesky"`` or ``"cg"``, that fits into the free bytes per solver.
-
-    Raises:
-        ValueError: no allowed solver fits; the message names the sizes of both.
-    """
-    needed = {name: gram_bytes(n_live, n_active, d_target, sparse=name == "cg") for name in SOLVERS}
-    # The order of SOLVERS decides: Cholesky is faster wherever its matrices fit.
-    candidates = SOLVERS if solver == "auto" else (solver,)
-    fitting = [
-        name for name in candidates if (budget := free[name]) is None or needed[name] <= budget
-    ]
-    if not fitting:
-        raise ValueError(
-            f"{n_live} live features need {human_bytes(needed['cholesky'])} with Cholesky and "
-            f"{human_bytes(needed['cg'])} with conjugate gradients (solver={solver!r}), and "
-            f"{human_bytes(free[candidates[-1]] or 0)} may be taken; raise min_firings, lower "
-            "n_tokens" + (", or take solver='auto'" if solver != "auto" else "")
-        )
-    return fitting[0]
 
 
 def encode_states(codes: CodeMap, sae: Any, rows: Tensor) -> Tensor:

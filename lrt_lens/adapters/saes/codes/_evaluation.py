@@ -31,7 +31,8 @@ from torch import Tensor
 
 from lrt_lens._repr_html import card, table
 from lrt_lens.adapters.saes.codes._code_map import CodeMap, encode_states
-from lrt_lens.adapters.saes.codes._moments import CodePasses, check_sae, encode
+from lrt_lens.adapters.saes.codes._moments import encode
+from lrt_lens.adapters.saes.codes._passes import CodePasses, check_sae
 from lrt_lens.adapters.vectors._agreement import steering_agreement
 from lrt_lens.data._documents import Documents
 from lrt_lens.data._parts import N_FOLDS, N_TEST_GROUPS

@@ -1,9 +1,8 @@
 """Moments of SAE codes and target states, on which a map from codes is fitted.
 
 Problem: codes are wide (thousands of features) and sparse (tens of active features per token), so
-their second moments may not fit into memory. Mechanism: two passes read the documents of the
-*fitting* folds: the first counts on how many tokens each feature is active, the second sums over
-the active (live) features, for each fold,
+their second moments may not fit into memory. Mechanism: sums over the active (live) features alone,
+for each fitting fold,
 
     n, Σc, Σ(y−s), Σ(y−s)², Σc(y−s)ᵀ    about a fixed shift s of the target's states, in float64
 
@@ -15,12 +14,15 @@ and holds the second moments Σccᵀ of the codes in one of two forms, both of w
     SparseGram    the codes themselves, row by row: 16 bytes per active code; multiplied by vectors
                   and never formed, for conjugate gradients
 
-Documents of the test fold are not read here.
+    moments = CodeMoments.empty(firings, live, shift, sparse=False)
+    moments.add(fold, codes, states)        # [token, feature], [token, d_target]
+
+On the CPU products of codes are sparse, so that they cost in proportion to the active codes.
 
 Limits: the sparse form grows with the number of tokens and is held on the CPU.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -28,21 +30,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrt_lens._progress import tqdm
-from lrt_lens.adapters.saes._compatibility import refuse_foreign_sae, require_sae
-from lrt_lens.data._blocks import iterate_blocks
-from lrt_lens.data._documents import Documents, DocumentSource, refuse_read_once
 from lrt_lens.data._parts import N_FOLDS
-from lrt_lens.data._windows import Block, BlockPlan
 from lrt_lens.errors import NonFiniteError
-from lrt_lens.models._hooked_model import HookedModel
-from lrt_lens.models._pair import ModelPair
-from lrt_lens.moments._block_rows import block_rows, window_length
 from lrt_lens.moments._scatter import gram
-from lrt_lens.stitching._stitch import Stitch
 
-_BATCH_TOKENS = 4096
-"""Number of tokens per forward pass."""
+_ROWS = 2048
+"""Number of rows that are encoded at once."""
 _SPARSE_BYTES = 16
 """Bytes per active code: a float64 value, an int32 column, and a margin for the transpose."""
 
@@ -78,7 +71,11 @@ class DenseGram:
 
     def add(self, codes: Tensor) -> None:
         """Add rows of codes, [token, live]."""
-        self._matrix += gram(codes.double())
+        if self._matrix.device.type == "cpu":
+            rows = sparse_rows(codes)
+            self._matrix += torch.from_numpy((rows.T @ rows).toarray())
+        else:
+            self._matrix += gram(codes.double())
 
     @property
     def matrix(self) -> Tensor:
@@ -107,9 +104,7 @@ class SparseGram:
 
     def add(self, codes: Tensor) -> None:
         """Add rows of codes, [token, live]."""
-        from scipy.sparse import csr_matrix
-
-        self._pieces.append(csr_matrix(codes.double().cpu().numpy()))
+        self._pieces.append(sparse_rows(codes))
 
     @property
     def codes(self) -> Any:
@@ -165,7 +160,10 @@ class CodeFold:
         self.total_codes += codes.sum(0)
         self.total_y += y.sum(0)
         self.square_y += (y * y).sum(0)
-        self.cross += codes.T @ y
+        if codes.device.type == "cpu":
+            self.cross += torch.from_numpy(sparse_rows(codes).T @ y.numpy())
+        else:
+            self.cross += codes.T @ y
         self.n += len(codes)
 
     def errors(self, weight: Tensor, bias: Tensor) -> Tensor:
@@ -225,6 +223,13 @@ class CodeMoments:
 # -------------------------------------------------------------------------------------------- codes
 
 
+def sparse_rows(codes: Tensor) -> Any:
+    """Codes [token, feature] as a CSR matrix of scipy in float64, on the CPU."""
+    from scipy.sparse import csr_matrix
+
+    return csr_matrix(codes.detach().double().cpu().numpy())
+
+
 def encode(sae: Any, rows: Tensor) -> Tensor:
     """Codes [token, feature] of rows [token, d], float32 and dense.
 
@@ -244,115 +249,11 @@ def encode(sae: Any, rows: Tensor) -> Tensor:
     return codes
 
 
-def check_sae(sae: Any, model: HookedModel, hook: str, context_length: int) -> None:
-    """Raise unless an SAE with ``encode`` and ``W_dec`` belongs to ``hook`` of ``model``.
-
-    Raises:
-        TypeError: the object has no ``encode`` and ``W_dec``.
-        MismatchError: see `refuse_foreign_sae`.
-    """
-    require_sae(sae, "encode", "W_dec")
-    length = min(context_length, model.context_length)
-    refuse_foreign_sae(sae, hook, model.identity, context_length=length)
-
-
-# ------------------------------------------------------------------------------------------- passes
-
-
-@dataclass(frozen=True)
-class CodePasses:
-    """Documents with the folds and the masked positions of a stitch's harvest.
-
-    They can be read any number of times. Iterators are refused with a TypeError.
-    """
-
-    pair: ModelPair
-    """Models of the stitch."""
-    stitch: Stitch
-    """Stitch that names hook points, masked positions and the seed of the folds."""
-    documents: Documents
-    """Documents; a list, a file or a data set, but no iterator."""
-    n_tokens: int | None
-    """Number of unmasked tokens after which no further document is read; None reads all."""
-    context_length: int
-    """Number of tokens per window, at most what both models read."""
-    progress: bool = True
-    """Show progress bars."""
-
-    def __post_init__(self) -> None:
-        refuse_read_once(self.documents)
-        if self.n_tokens is not None and self.n_tokens < 1:
-            raise ValueError(
-                f"n_tokens is {self.n_tokens}; expected a positive number, or None for all "
-                "documents"
-            )
-        self.stitch.check(self.pair.source, self.pair.target)
-        self.stitch.provenance.refuse_other_folds(DocumentSource.of(self.documents).group)
-
-    def blocks(self, parts: Sequence[int], what: str) -> Iterator[Block]:
-        """Blocks of the documents in ``parts``, in the order of the documents."""
-        plan = BlockPlan(
-            context_length=window_length(
-                self.context_length,
-                self.pair.source,
-                self.pair.target,
-                skip_first=self.stitch.skip_first,
-            ),
-            skip_first=self.stitch.skip_first,
-            n_tokens=self.n_tokens,
-            max_document_tokens="auto",
-            seed=self.stitch.provenance.seed,
-        )
-        blocks = iterate_blocks(self.documents, self.pair.source, plan, target=self.pair.target)
-        for block in tqdm(blocks, desc=what, disable=not self.progress, leave=False):
-            if block.part in parts:
-                yield block
-
-    def source_rows(self, block: Block) -> Tensor:
-        """Source states of the unmasked tokens of a block, [token, d_source]."""
-        hook = self.stitch.source_hook
-        return block_rows(self.pair.source, [hook], block, _BATCH_TOKENS)[hook]
-
-    def target_rows(self, block: Block) -> Tensor:
-        """Target states of the same tokens as `source_rows`, [token, d_target]."""
-        hook = self.stitch.target_hook
-        return block_rows(self.pair.target, [hook], block, _BATCH_TOKENS, "target")[hook]
-
-
-def count_firings(passes: CodePasses, sae: Any) -> tuple[Tensor, int]:
-    """Number of tokens on which each feature is active, [feature], and number of all tokens.
-
-    Counts over the fitting folds; only the source model is run.
-    """
-    firings, n = torch.zeros(sae.W_dec.shape[0], dtype=torch.int64), 0
-    for block in passes.blocks(range(N_FOLDS), "live features"):
-        codes = encode(sae, passes.source_rows(block))
-        firings += (codes != 0).sum(0).cpu()
-        n += len(codes)
-    return firings, n
-
-
-def collect_moments(
-    passes: CodePasses, sae: Any, firings: Tensor, live: Tensor, *, sparse: bool
-) -> CodeMoments:
-    """Moments over the fitting folds; both models are run."""
-    moments: CodeMoments | None = None
-    for block in passes.blocks(range(N_FOLDS), "codes and states"):
-        codes, y = encode(sae, passes.source_rows(block)), passes.target_rows(block)
-        if not torch.isfinite(y).all():
-            raise NonFiniteError(
-                f"{passes.pair.target.name!r} has NaN or infinity at "
-                f"{passes.stitch.target_hook!r}; expected finite states: load it with "
-                "dtype='float32'"
-            )
-        if moments is None:
-            # The mean of the first block is near enough to the mean of all rows; any fixed shift is
-            # exact.
-            moments = CodeMoments.empty(firings, live, y.double().mean(0), sparse=sparse)
-        moments.add(block.part, codes, y)
-    if moments is None:
-        raise ValueError("no document falls into a fitting fold; give more text")
-    return moments
+def encoded(sae: Any, states: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Rows and their codes [row, feature] in float32, on the CPU, piece by piece."""
+    for start in range(0, len(states), _ROWS):
+        rows = slice(start, start + _ROWS)
+        yield rows, encode(sae, states[rows]).cpu()
 
 
 def gram_bytes(n_live: int, n_active: int, d_target: int, *, sparse: bool) -> int:

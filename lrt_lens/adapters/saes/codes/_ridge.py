@@ -17,14 +17,15 @@ reached.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from lrt_lens.adapters.saes.codes._moments import CodeFold, CodeMoments, DenseGram
+from lrt_lens._byte_sizes import human_bytes
+from lrt_lens.adapters.saes.codes._moments import CodeFold, CodeMoments, DenseGram, gram_bytes
 from lrt_lens.moments._scatter import score_weights
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,8 @@ TOLERANCE = 1e-7
 """Conjugate gradients stop when each column's residual is at most this share of its right side."""
 MAX_ITERATIONS = 1000
 """Largest number of steps of conjugate gradients per penalty."""
+SOLVERS = ("cholesky", "cg")
+"""Names of the solvers, in the order in which ``solver="auto"`` tries them."""
 
 
 @dataclass(frozen=True)
@@ -114,16 +117,24 @@ class CodeSolution:
     """Triples (alpha, r2, r2_uniform) of each penalty, cross-validated."""
 
 
-def fit_codes(moments: CodeMoments, alphas: Sequence[float]) -> CodeSolution:
-    """Map with the penalty that has the best cross-validated R² over the fitting folds."""
+def fit_codes(
+    moments: CodeMoments, alphas: Sequence[float], *, n_held_out: int | None = None
+) -> CodeSolution:
+    """Map with the penalty that has the best cross-validated R² over the fitting folds.
+
+    Args:
+        moments: sums per fold.
+        alphas: penalties to choose from.
+        n_held_out: number of folds that are held out in turn; None for all of them.
+    """
     # From large to small: conjugate gradients start each penalty at the solution before.
     descending = sorted(alphas, reverse=True)
     # Few documents may leave folds without a token.
     used = [fold for fold in moments.folds if fold.n]
     # Both scores are weighted sums of the error per dimension: 1 − Σ_d w_d error_d.
-    weights = score_weights(_total_variance(used))
+    weights = score_weights(_total_variance(used[:n_held_out]))
     errors = torch.zeros(len(descending), 2, dtype=torch.float64, device=weights.device)
-    for held_out in used:
+    for held_out in used[:n_held_out]:
         system = NormalEquations([fold for fold in used if fold is not held_out])
         for index, weight in enumerate(solutions(system, descending)):
             errors[index] += weights @ held_out.errors(weight, system.bias(weight))
@@ -138,6 +149,30 @@ def fit_codes(moments: CodeMoments, alphas: Sequence[float]) -> CodeSolution:
         for alpha, (r2, uniform) in zip(descending, scores, strict=True)
     )
     return CodeSolution(weight, system.bias(weight) + moments.shift, *curve[best], curve=curve)
+
+
+def choose_solver(
+    solver: str, n_live: int, n_active: int, d_target: int, free: Mapping[str, int | None]
+) -> str:
+    """First solver, ``"cholesky"`` or ``"cg"``, that fits into the free bytes per solver.
+
+    Raises:
+        ValueError: no allowed solver fits; the message names the sizes of both.
+    """
+    needed = {name: gram_bytes(n_live, n_active, d_target, sparse=name == "cg") for name in SOLVERS}
+    # The order of SOLVERS decides: Cholesky is faster wherever its matrices fit.
+    candidates = SOLVERS if solver == "auto" else (solver,)
+    fitting = [
+        name for name in candidates if (budget := free[name]) is None or needed[name] <= budget
+    ]
+    if not fitting:
+        raise ValueError(
+            f"{n_live} live features need {human_bytes(needed['cholesky'])} with Cholesky and "
+            f"{human_bytes(needed['cg'])} with conjugate gradients (solver={solver!r}), and "
+            f"{human_bytes(free[candidates[-1]] or 0)} may be taken; raise min_firings, lower "
+            "n_tokens" + (", or take solver='auto'" if solver != "auto" else "")
+        )
+    return fitting[0]
 
 
 def _total_variance(folds: Sequence[CodeFold]) -> Tensor:
