@@ -95,7 +95,8 @@ def _row(result: ProbeEvaluation, arm: str, k: int | None = None) -> dict[str, A
 def test_every_arm_is_there(result: ProbeEvaluation) -> None:
     found = {(row["arm"], row["k"], row["n_draws"]) for row in result.table.to_dict("records")}
     curves = {(arm, k, 2) for arm in ("fine_tuned", "scratch") for k in (4, 12)}
-    single = {(arm, 0, 1) for arm in ("source", "transferred", "token_identity")}
+    transferred = ("transferred", "transferred_raw")
+    single = {(arm, 0, 1) for arm in ("source", *transferred, "token_identity")}
     drawn = {("random", 0, 4), ("permuted", 0, 2), ("shuffled", 0, 3)}
     assert found == {*curves, *single, *drawn, ("native", 30, 1)}
     assert result.chance == 0.5
