@@ -19,7 +19,6 @@ never read, on both models: texts that hold nothing else are left out of fits an
 refused by predictions, which need one row per text.
 """
 
-import hashlib
 import json
 import logging
 import math
@@ -45,8 +44,6 @@ from lrt_lens.adapters.probes._labels import (
     class_numbers,
     classes_of,
     group_numbers,
-    plain_label,
-    token_labels,
 )
 from lrt_lens.adapters.probes._logistic import (
     N_FOLDS,
@@ -57,7 +54,7 @@ from lrt_lens.adapters.probes._logistic import (
     log_probabilities,
     probabilities,
 )
-from lrt_lens.adapters.probes._probe_rows import read_rows
+from lrt_lens.adapters.probes._probe_rows import corpus_digest, read_rows, row_labels
 from lrt_lens.errors import NonFiniteError
 from lrt_lens.models._belonging import Origin, refuse_impossible_hook, refuse_other_reader
 from lrt_lens.models._hook_points import resolve
@@ -68,6 +65,7 @@ from lrt_lens.models._reading import EveryRead, Readable, ShortTexts, readable, 
 from lrt_lens.models._text_codec import Truncation
 from lrt_lens.models._text_reader import SKIP_FIRST
 from lrt_lens.statistics._classification import share_interval
+from lrt_lens.statistics._recentring import ScoreChange
 from lrt_lens.statistics._thresholds import best_threshold_accuracy, threshold_flag
 from lrt_lens.stitching._affine import AffineMap
 from lrt_lens.stitching._stitch_data import StitchData, transfer_artefact
@@ -242,13 +240,13 @@ class LinearProbe:
         texts, labels = kept.of(texts), kept.of(labels)
         rules["short_texts"] = row_rule(run.short_texts)
         rows, counts = read_rows(hooked, texts, hook, read, skip_first, **rules)
-        row_labels = _row_labels(labels, counts, read)
+        labels_of_rows = row_labels(labels, counts, read)
         # Tokens of one text are dependent, so they stay in one fold.
         numbers = None if numbers is None else np.array(kept.of(numbers.tolist()))
         if read == "every":
             numbers = np.repeat(np.arange(len(texts)) if numbers is None else numbers, counts)
         choice = {"penalties": run.penalties, "n_folds": run.n_folds, "seed": run.seed}
-        fit, classes = fit_rows(rows, row_labels, method=method, groups=numbers, **choice)
+        fit, classes = fit_rows(rows, labels_of_rows, method=method, groups=numbers, **choice)
         return cls(
             weight=torch.from_numpy(fit.weight),
             bias=torch.from_numpy(fit.bias),
@@ -258,7 +256,7 @@ class LinearProbe:
             read=read,
             name=run.name,
             method=method,
-            corpus=_digest(texts, row_labels),
+            corpus=corpus_digest(texts, labels_of_rows),
             penalty=fit.penalty,
             skip_first=skip_first,
             short_texts=run.short_texts,
@@ -308,6 +306,25 @@ class LinearProbe:
         # x w + c, on the device of the rows
         weight, bias = (part.double().to(rows.device) for part in (self.weight, self.bias))
         return (rows.double() @ weight + bias).cpu().numpy()
+
+    def matched(
+        self, source: np.ndarray, target: np.ndarray, texts: Sequence[str]
+    ) -> "LinearProbe":
+        """Return this probe with the mean and spread of the source's scores; see `recentre_probe`.
+
+        ``source`` and ``target`` are the scores [row, column] of the source's probe and of this one
+        on the same unlabelled ``texts``.
+        """
+        change = ScoreChange.matching(source, target)
+        scale, shift = torch.from_numpy(change.scale), torch.from_numpy(change.shift)
+        return replace(
+            self,
+            # a (x w + c) + b = x (a w) + (a c + b)
+            weight=self.weight.double().cpu() * scale,
+            bias=self.bias.double().cpu() * scale + shift,
+            n_recentred=len(texts),
+            recentring_corpus=corpus_digest(texts, []),
+        )
 
     def predict_proba(self, model: ModelLike, texts: Sequence[str]) -> Any:
         """Probabilities [text, class]; with ``read="every"`` a list of [token, class] per text."""
@@ -377,7 +394,7 @@ class LinearProbe:
         kept = self.readable([hooked], texts)
         texts, labels = kept.of(texts), kept.of(labels)
         rows, counts = self.rows(hooked, texts)
-        truth = class_numbers(_row_labels(labels, counts, self.read), self.classes)
+        truth = class_numbers(row_labels(labels, counts, self.read), self.classes)
         # A probability rounds to 1 where logits are large, which would make ties; its logarithm
         # does not.
         return log_probabilities(self.logits(rows)), truth
@@ -566,16 +583,3 @@ def fit_rows(
     classes = classes_of(labels)
     x, y = rows.cpu().double().numpy(), class_numbers(labels, classes)
     return METHODS[method].fit(x, y, len(classes), groups=groups, **options), classes
-
-
-def _row_labels(labels: Sequence[Any], counts: Sequence[int], read: EveryRead) -> list[Label]:
-    """One label per row: per token with ``read="every"``, else per text."""
-    if read == "every":
-        return token_labels(labels, counts)
-    return [plain_label(label) for label in labels]
-
-
-def _digest(texts: Sequence[str], labels: Sequence[Label]) -> str:
-    # JSON separates texts and labels, which a concatenation does not.
-    content = json.dumps([list(texts), list(labels)])
-    return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()

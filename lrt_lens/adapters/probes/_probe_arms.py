@@ -46,7 +46,6 @@ from lrt_lens.adapters.probes._labels import class_numbers
 from lrt_lens.adapters.probes._linear_probe import METHODS, LinearProbe, probe_through
 from lrt_lens.adapters.probes._logistic import Logistic, Scaling, log_probabilities
 from lrt_lens.adapters.probes._probe_rows import read_rows
-from lrt_lens.adapters.probes._recentring import recentred_to
 from lrt_lens.adapters.probes._split import Labelled
 from lrt_lens.models._hook_points import EMBED
 from lrt_lens.models._pair import ModelPair
@@ -148,7 +147,7 @@ class ProbeArms:
             return transferred
         rows = torch.from_numpy(self.z_set) if rows is None else rows
         scores = probe.logits(self.s_set), transferred.logits(rows)
-        return recentred_to(transferred, *scores, self.recentring)
+        return transferred.matched(*scores, self.recentring)
 
     def single(self, token_map: AffineMap | None) -> Iterator[Prediction]:
         """Yield arm, k and scores [text, class] of the arms that are measured once."""

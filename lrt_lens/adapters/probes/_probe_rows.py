@@ -1,4 +1,4 @@
-"""Rows that a probe reads: one per text, or one per unmasked token.
+"""Rows that a probe reads, one per text or one per unmasked token, and their labels.
 
     rows, counts = read_rows(model, texts, "blocks.3.hook_resid_post", "mean")   # [text, d]
 
@@ -8,12 +8,15 @@ function, in float64, with the rules of `lrt_lens.models._reading`.
 Limits: all rows are held in memory.
 """
 
+import hashlib
+import json
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from lrt_lens.adapters.probes._labels import Label, plain_label, token_labels
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._reading import EveryRead, read_activations, read_tokens
 from lrt_lens.models._text_codec import Truncation
@@ -50,3 +53,17 @@ def read_rows(
     through = None if before is None else lambda rows: before.points(rows.double())
     rows = read_activations(model, texts, hook, read, through=through, **rules)
     return rows.double(), [1] * len(texts)
+
+
+def row_labels(labels: Sequence[Any], counts: Sequence[int], read: EveryRead) -> list[Label]:
+    """One label per row: per token with ``read="every"``, else per text."""
+    if read == "every":
+        return token_labels(labels, counts)
+    return [plain_label(label) for label in labels]
+
+
+def corpus_digest(texts: Sequence[str], labels: Sequence[Label]) -> str:
+    """Return a hash of texts and labels, in hexadecimal."""
+    # JSON separates texts and labels, which a concatenation does not.
+    content = json.dumps([list(texts), list(labels)])
+    return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()

@@ -17,18 +17,13 @@ that domain or any others, as long as both models read the same texts. Few texts
 with the error of their mean.
 """
 
-import hashlib
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-
-import numpy as np
-import torch
+from dataclasses import dataclass
 
 from lrt_lens.adapters.probes._linear_probe import LinearProbe
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.models._text_codec import text_list
-from lrt_lens.statistics._recentring import FEWEST_ROWS, ScoreChange, constant_columns
+from lrt_lens.statistics._recentring import FEWEST_ROWS, constant_columns
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,32 +72,7 @@ def recentre_probe(
                 f"the {model}, so there is no spread to match; give texts that differ, or another "
                 "probe"
             )
-    return recentred_to(transferred, source, target, read)
-
-
-def recentred_to(
-    transferred: LinearProbe, source: np.ndarray, target: np.ndarray, texts: Sequence[str]
-) -> LinearProbe:
-    """Return the transferred probe, recentred from the scores of both models on the same texts.
-
-    Args:
-        transferred: the transferred probe.
-        source: scores of the probe on the source, [row, column].
-        target: scores of the transferred probe on the target, [row, column].
-        texts: the texts, which the probe names by their hash.
-    """
-    change = ScoreChange.matching(source, target)
-    scale, shift = torch.from_numpy(change.scale), torch.from_numpy(change.shift)
-    return replace(
-        transferred,
-        # a (x w + c) + b = x (a w) + (a c + b)
-        weight=transferred.weight.double().cpu() * scale,
-        bias=transferred.bias.double().cpu() * scale + shift,
-        n_recentred=len(texts),
-        recentring_corpus=hashlib.blake2b(
-            json.dumps(list(texts)).encode(), digest_size=8
-        ).hexdigest(),
-    )
+    return transferred.matched(source, target, read)
 
 
 def refuse_few(n_texts: int) -> None:

@@ -198,13 +198,19 @@ def evaluate_clamping(
     table = pd.concat(parts, ignore_index=True)
     table.insert(0, "concept", vector.name)
     summary = _summary(table, arms, settings.seed)
-    # Both forms of the transferred level, whichever was clamped to.
+    return ClampEvaluation(table=table, summary=_with_levels(summary, transfer, arms))
+
+
+def _with_levels(
+    summary: pd.DataFrame, transfer: "_LevelTransfer", arms: list[VectorArm]
+) -> pd.DataFrame:
+    """Return the summary with both forms of the transferred level, whichever was clamped to."""
     ours = next(arm.vector for arm in arms if arm.name == "transferred")
     is_ours, after = summary["arm"] == "transferred", list(summary).index("level")
     levels = {"level_raw": transfer.level, "level_recentred": transfer.to(ours)}
     for place, (name, value) in enumerate(levels.items(), start=after + 1):
         summary.insert(place, name, np.where(is_ours, value, math.nan))
-    return ClampEvaluation(table=table, summary=summary)
+    return summary
 
 
 class _LevelTransfer:

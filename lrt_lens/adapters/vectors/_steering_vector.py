@@ -433,7 +433,8 @@ class SteeringVector:
         # read="mean" averages the positions of each text without the first ones.
         kept = readable([hooked], texts, "mean")
         rows = read_activations(hooked, kept.of(text_list(texts)), self.hook, "mean")
-        return (rows @ unit.to(torch.float32)).numpy()
+        # float64, in which equal texts have equal components
+        return (rows.double() @ unit.double()).numpy()
 
     def refuse_other_model(self, model: HookedModel) -> None:
         """Raise `MismatchError` unless this vector belongs to ``model``."""

@@ -194,12 +194,10 @@ def test_controls_are_recentred_like_the_transferred_probe(
     pair: ModelPair, stitch: Stitch, read: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Scores of every transferred arm on the texts that set thresholds are those of its source."""
-    import lrt_lens.adapters.probes._probe_arms as arms_module
-
     seen: list[np.ndarray] = []
-    true = arms_module.recentred_to
+    true = LinearProbe.matched
 
-    def spied(transferred: Any, source: Any, target: Any, texts: Any) -> Any:
+    def spied(transferred: LinearProbe, source: Any, target: Any, texts: Any) -> LinearProbe:
         recentred = true(transferred, source, target, texts)
         # The same rows, scored by the recentred probe.
         factor = float(recentred.weight.norm() / transferred.weight.norm())
@@ -207,7 +205,7 @@ def test_controls_are_recentred_like_the_transferred_probe(
         seen.append(np.stack([factor * target + shift, source]))
         return recentred
 
-    monkeypatch.setattr(arms_module, "recentred_to", spied)
+    monkeypatch.setattr(LinearProbe, "matched", spied)
     options = {**NONE, "n_permuted": 2, "n_shuffled": 3, "n_random": 2}
     split: dict[str, Any] = {"test_texts": TEXTS[1::2], "test_labels": LABELS[1::2], "read": read}
     token_map = lrt.stitching.AffineMap(
