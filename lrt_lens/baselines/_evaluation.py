@@ -57,9 +57,10 @@ from lrt_lens._repr_html import card, note, table
 from lrt_lens._settings import Settings, resolve, takes
 from lrt_lens.adapters.concepts._concept_map import contrast_sets
 from lrt_lens.adapters.probes._labels import class_numbers, label_list
-from lrt_lens.adapters.probes._linear_probe import LinearProbe, probe_through, read_rows
+from lrt_lens.adapters.probes._linear_probe import LinearProbe, probe_through
 from lrt_lens.adapters.probes._logistic import probabilities
 from lrt_lens.adapters.probes._probe_arms import shuffled_draws
+from lrt_lens.adapters.probes._probe_rows import read_rows
 from lrt_lens.adapters.vectors._arm_meter import ArmMeter
 from lrt_lens.adapters.vectors._arms import drawn_arms, shuffled_arms
 from lrt_lens.adapters.vectors._contrast_states import ContrastStates, states_without_groups

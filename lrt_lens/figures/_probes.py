@@ -3,8 +3,9 @@
     probe_figure(result.table, chance=result.chance)
     sparse_probe_figure(sparse.table, chance=sparse.chance)
 
-Problem: an accuracy means little without chance, the native probe and controls. Mechanism: one row
-or line per arm, with chance as a dotted line.
+Problem: an accuracy means little without chance, the native probe and controls, and it mixes two
+questions: does a direction separate the classes, and is its threshold between them? Mechanism: one
+row or line per arm, with chance as a dotted line, and the AUROC beside the accuracy.
 
 Limits: one task per figure.
 """
@@ -31,6 +32,9 @@ _STYLES = {
     "source": ArmStyle("on the source", "#9A8C00", symbol="star-triangle-up"),
     "native": replace(ARM_STYLES["native"], label="native"),
     "transferred": replace(ARM_STYLES["transferred"], label="transferred"),
+    "transferred_raw": replace(
+        ARM_STYLES["transferred"], label="transferred, threshold of the map", symbol="circle-open"
+    ),
     "fine_tuned": ArmStyle("transferred, fine-tuned", "#E69F00", dash="dash", symbol="cross"),
     "transferred_new_probe": ArmStyle(
         "transferred, new probe", "#E69F00", dash="dash", symbol="cross"
@@ -49,10 +53,10 @@ _COLUMNS = ("task", "arm", "k", "accuracy", "low", "high", "auroc")
 
 
 def probe_figure(table: pd.DataFrame, *, chance: float) -> "go.Figure":
-    """Return the accuracy of each arm, and accuracy over k labels of the target.
+    """Return the accuracy and AUROC of each arm, and accuracy over k labels of the target.
 
-    The left panel holds the arms without a learning curve, the right one the learning curves with
-    the levels that they are compared with.
+    The left panel holds the arms without a learning curve, with the AUROC as a diamond; the right
+    one the learning curves with the levels that they are compared with.
 
     Args:
         table: `ProbeEvaluation.table`: `task`, `arm`, `k`, `accuracy`, `low`, `high`, `auroc`.
@@ -63,13 +67,14 @@ def probe_figure(table: pd.DataFrame, *, chance: float) -> "go.Figure":
     """
     by_arm = _by_arm(table)
     curves = ("fine_tuned", "scratch")
-    titles = ["accuracy on the target, per arm", "gain from k labels of the target"]
+    titles = ["accuracy on the target and AUROC (◇), per arm", "gain from k labels of the target"]
     figure = make_subplots(
         cols=2, subplot_titles=titles, column_widths=[0.5, 0.5], horizontal_spacing=0.1
     )
     # plotly lists categories from below, so the first arm is drawn last.
     for arm in reversed([arm for arm in by_arm if arm not in curves]):
         figure.add_trace(_point(by_arm[arm][0], arm), **panel(1, 1))
+        figure.add_trace(_auroc(by_arm[arm][0], arm), **panel(1, 1))
     figure.add_vline(x=chance, line=DOTTED, **panel(1, 1))
     for arm in curves:
         if arm in by_arm:
@@ -79,12 +84,13 @@ def probe_figure(table: pd.DataFrame, *, chance: float) -> "go.Figure":
     for arm in ("native", "transferred", "token_identity"):
         if arm in by_arm:
             figure.add_trace(_level(by_arm[arm][0], arm, [spans[0], spans[-1]]), **panel(1, 2))
-    figure.update_xaxes(title_text="accuracy (dotted: largest class)", **panel(1, 1))
+    title = "accuracy (dotted: largest class), AUROC (◇)"
+    figure.update_xaxes(title_text=title, **panel(1, 1))
     figure.update_xaxes(_counts("labels of the target (k)", spans), **panel(1, 2))
     figure.update_yaxes(title_text="accuracy", **panel(1, 2))
     subtitle = "95% over test texts; random, permuted, shuffled: where a new draw falls"
-    title = {"text": f"Transferred probe: {_task(table)}", "subtitle": {"text": subtitle}}
-    figure.update_layout(template=use_template(), title=title, height=480, margin={"t": 110})
+    heading = {"text": f"Transferred probe: {_task(table)}", "subtitle": {"text": subtitle}}
+    figure.update_layout(template=use_template(), title=heading, height=480, margin={"t": 110})
     return figure.update_annotations(font_size=13)
 
 
@@ -164,6 +170,19 @@ def _point(row: dict, arm: str) -> "go.Scatter":
         name=style.label,
         showlegend=False,
         error_x=_errors([row]) | {"color": style.colour, "thickness": 2},
+        hovertemplate=_hover(row, arm) + "<extra></extra>",
+    )
+
+
+def _auroc(row: dict, arm: str) -> "go.Scatter":
+    style = _style(arm)
+    return go.Scatter(
+        x=[row["auroc"]],
+        y=[style.label],
+        mode="markers",
+        marker={"symbol": "diamond-open", "color": style.colour, "size": 8},
+        name=f"{style.label}, AUROC",
+        showlegend=False,
         hovertemplate=_hover(row, arm) + "<extra></extra>",
     )
 

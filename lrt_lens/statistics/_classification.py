@@ -1,4 +1,4 @@
-"""Accuracy and AUROC of predicted probabilities, with intervals over items or clusters of items.
+"""Accuracy and AUROC of scores such as probabilities, with intervals over items or clusters.
 
 Problem: accuracies of probes are near 1 and test sets are small. The bootstrap of 40 correct items
 is the interval 1 to 1, and items that share a story or a template are not independent. Mechanism:
@@ -34,6 +34,7 @@ from scipy.optimize import root_scalar
 
 from lrt_lens.statistics._bootstrap import FEW, FEWEST_CLUSTERS, Clusters, few_units
 from lrt_lens.statistics._intervals import NOTHING, Interval, joined_flags, t_quantile
+from lrt_lens.statistics._thresholds import best_threshold_accuracy
 
 FEWEST_ERRORS = 5
 """Number of wrong (or of correct) items below which an interval has a flag."""
@@ -51,6 +52,8 @@ class ItemScores:
     """Accuracy of each draw, [draw]."""
     either_sign: np.ndarray
     """Accuracy of each draw or of its negative, whichever is larger, [draw]."""
+    best_accuracies: np.ndarray
+    """Accuracy of each draw at its best threshold on these items, a diagnostic, [draw]."""
     aurocs: np.ndarray
     """AUROC of each draw, [draw]."""
     auroc: Interval
@@ -64,10 +67,11 @@ class ItemScores:
     def of(
         cls, chances: list[np.ndarray], truth: np.ndarray, *, clusters: Clusters | None = None
     ) -> "ItemScores":
-        """Return accuracy and AUROC from the probabilities [item, class] of every draw.
+        """Return accuracy and AUROC from the scores [item, class] of every draw.
 
         Args:
-            chances: probabilities [item, class], one array per draw.
+            chances: probabilities or their logarithms [item, class], one array per draw. Logarithms
+                keep the order of items whose probabilities round to 1.
             truth: number of the class of each item, [item].
             clusters: which items are independent; all of them by default.
         """
@@ -79,6 +83,7 @@ class ItemScores:
             correct.mean(0),
             correct.mean(1),
             np.maximum(correct.mean(1), turned),
+            np.array([best_threshold_accuracy(one, truth) for one in chances]),
             np.array([auroc(one, truth) for one in chances]),
             auroc_interval(chances, truth, clusters=clusters),
             clusters,

@@ -10,7 +10,9 @@ texts:
 
 - ``source``: the probe on the source model, where it was fitted.
 - ``native``: a probe fitted on the target with all training labels.
-- ``transferred``: the source's probe, transferred; no label of the target is used.
+- ``transferred``: the source's probe, transferred, with its threshold set on the unlabelled
+  training texts (`recentre_probe`); no label of the target is used.
+- ``transferred_raw``: the same with the threshold that the map gives.
 - ``fine_tuned``: a probe fitted on k labels of the target, shrunk towards the transferred probe.
 - ``scratch``: a probe fitted on the same k labels alone.
 - ``shuffled``: the probe transferred by the map of shuffled pairs.
@@ -18,10 +20,18 @@ texts:
 - ``token_identity``: the probe transferred to the target's token *embedding*, by the map that
   predicts the source's stream from it. It uses nothing but token identities.
 - ``random``: random weights, half of them isotropic and half with the covariance of the target's
-  rows, with a bias that splits the training texts evenly.
+  rows, recentred like the others (with ``recentre="none"``: with a bias that splits the training
+  texts evenly).
 
 ``fine_tuned`` and ``scratch`` standardise by all training texts of the target, because unlabelled
 texts are cheap, and choose their penalty on the k rows.
+
+**Thresholds.** A threshold may be lost where the direction arrives, so accuracy and AUROC stand
+together, and ``accuracy_best_threshold`` is what the best threshold on the test texts would give, a
+diagnostic. ``threshold_flag`` names a large gap between the two and its remedy. All transferred
+arms, ``token_identity``, ``shuffled`` and ``permuted`` among them, are recentred on the same texts,
+each to the scores of its own source probe, so that none is better for its threshold alone;
+``recentre="none"`` leaves all of them as the maps give them.
 
 All arms that are fitted use the method of the probe (`LinearProbe.method`).
 
@@ -45,7 +55,7 @@ training texts count as fixed.
 import logging
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -53,15 +63,18 @@ import pandas as pd
 from lrt_lens._progress import tqdm
 from lrt_lens._repr_html import card, note, table
 from lrt_lens._settings import Settings, resolve, takes
-from lrt_lens.adapters.probes._linear_probe import LinearProbe
+from lrt_lens.adapters.probes._linear_probe import RECENTRE, LinearProbe
 from lrt_lens.adapters.probes._probe_arms import Prediction, ProbeArms
+from lrt_lens.adapters.probes._recentring import refuse_few
 from lrt_lens.adapters.probes._split import Labelled, separate_texts
 from lrt_lens.figures._probes import probe_figure
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.models._reading import Read, Readable, ShortTexts, readable
+from lrt_lens.models._text_codec import text_list
 from lrt_lens.statistics._classification import ItemScores, clusters_of
 from lrt_lens.statistics._draws import prediction_interval, rank_test
 from lrt_lens.statistics._intervals import NOTHING, Interval, joined_flags
+from lrt_lens.statistics._thresholds import threshold_flag
 from lrt_lens.stitching._affine import AffineMap
 from lrt_lens.stitching._stitch import Stitch
 
@@ -98,6 +111,9 @@ class ProbeEvaluationSettings(Settings):
     group are all for training or all for testing, share folds, and are one unit of an interval."""
     test_groups: Sequence[Hashable] | None = None
     """Group of each text of ``test_texts``; none of them may be among ``groups``."""
+    recentre: Literal["train", "none"] | Sequence[str] = "train"
+    """Unlabelled texts on which the thresholds of transferred probes are set: ``"train"`` for the
+    training texts, ``"none"``, or other texts, none of which may be tested."""
     task: str = "probe"
     """Name of the classification task."""
     seed: int = 0
@@ -112,25 +128,29 @@ class ProbeEvaluation:
     """One row per arm and k.
 
     Columns: task, arm, k (labels of the target that were used, or 0), n_draws, accuracy, low, high,
-    auroc, auroc_low, auroc_high, contains (what varies in the interval), interval_flag (what is
-    doubtful about it). For controls of several draws: typical_size and auroc_typical_size (mean of
-    a draw or its negative, whichever is larger), transferred_p and auroc_p (share of draws that are
-    as large in this sense as the transferred probe) and p_floor, the smallest p of so many draws.
+    auroc, auroc_low, auroc_high, accuracy_best_threshold (at the best threshold on the test texts,
+    mean over draws, a diagnostic), threshold_flag (a large gap between the two, with its remedy),
+    contains (what varies in the interval), interval_flag (what is doubtful about it). For controls
+    of several draws: typical_size and auroc_typical_size (mean of a draw or its negative, whichever
+    is larger), transferred_p and auroc_p (share of draws that are as large in this sense as the
+    transferred probe) and p_floor, the smallest p of so many draws.
     """
     summary: pd.DataFrame
     """One row per arm and k.
 
-    Columns: task, arm, k, accuracy, low, high, share_of_native, share_low, share_high. The share is
-    (accuracy − chance) / (native − chance); it is undefined if the interval of ``native`` includes
-    chance. Also typical_size, transferred_p, p_floor, interval_flag, and note, which says if the
-    transferred probe is better than its own source probe or than the native one, and by how much.
+    Columns: task, arm, k, accuracy, low, high, auroc, accuracy_best_threshold, threshold_flag,
+    share_of_native, share_low, share_high. The share is (accuracy − chance) / (native − chance); it
+    is undefined if the interval of ``native`` includes chance. Also typical_size, transferred_p,
+    p_floor, interval_flag, and note, which says if the transferred probe is better than its own
+    source probe or than the native one, and by how much.
     """
     chance: float
     """Share of the largest class among the test texts."""
     n_test: int
     """Number of test texts."""
     probes: dict[str, LinearProbe] = field(repr=False)
-    """The probes ``source``, ``native`` and ``transferred``."""
+    """The probes ``source``, ``native`` and ``transferred``, and ``transferred_raw`` if the
+    transferred one is recentred."""
     n_dropped: int = 0
     """Number of texts left out because the mask leaves nothing of them in one of the models."""
     n_cut: int = 0
@@ -191,8 +211,8 @@ def evaluate_probe(
         **options: fields of `ProbeEvaluationSettings`.
 
     Raises:
-        ValueError: labels of one class, not one label or group per text, a group on both sides, or
-            fewer training texts than the largest k.
+        ValueError: labels of one class, not one label or group per text, a group on both sides,
+            fewer training texts than the largest k, or texts to recentre on that are tested.
         MismatchError: models, a probe or a map that do not belong to the stitch.
 
     Source: Stitching (arXiv 2506.06609), §4, transfers probes in this way. The learning curve and
@@ -224,13 +244,16 @@ def evaluate_probe(
             short_texts=settings.short_texts,
             seed=seed,
         )
-    arms = ProbeArms(pair, stitch, probe, train, test, seed)
+    recentring = _recentring_texts(pair, probe, train, test, settings)
+    arms = ProbeArms(pair, stitch, probe, train, test, seed, recentring=recentring)
     # Arms of several draws appear once per draw and collect their predictions.
     by_arm: dict[tuple[str, int], list[np.ndarray]] = {}
     for arm, k, p in _with_progress(arms, token_map, settings, progress):
         by_arm.setdefault((arm, k), []).append(p)
     tidy, summary, chance = _tables(task, by_arm, arms.truth, test)
     probes = {"source": probe, "native": arms.native, "transferred": arms.transferred}
+    if recentring is not None:
+        probes["transferred_raw"] = arms.raw
     return ProbeEvaluation(
         tidy,
         summary,
@@ -261,6 +284,37 @@ def _readable(
         skip_first=stitch.skip_first,
         short_texts=settings.short_texts,
     )
+
+
+def _recentring_texts(
+    pair: ModelPair,
+    probe: LinearProbe,
+    train: Labelled,
+    test: Labelled,
+    settings: ProbeEvaluationSettings,
+) -> list[str] | None:
+    """Return the unlabelled texts that set thresholds, or None for none.
+
+    Raises:
+        ValueError: an unknown rule, too few texts, or texts that are tested.
+    """
+    if settings.recentre == "train":
+        return train.texts
+    if settings.recentre == "none":
+        return None
+    if isinstance(settings.recentre, str):
+        raise ValueError(
+            f"recentre is {settings.recentre!r}; expected 'train', 'none' or a list of texts"
+        )
+    texts = text_list(settings.recentre)
+    if tested := set(texts) & set(test.texts):
+        raise ValueError(
+            f"{len(tested)} of {len(texts)} texts in recentre= are tested, such as "
+            f"{min(tested)[:60]!r}; a threshold may not depend on test texts: leave them out"
+        )
+    kept = probe.readable((pair.source, pair.target), texts).of(texts)
+    refuse_few(len(kept))
+    return kept
 
 
 def _check(
@@ -295,7 +349,7 @@ def _check(
 def _with_progress(
     arms: ProbeArms, token_map: AffineMap | None, settings: ProbeEvaluationSettings, progress: bool
 ) -> Iterator[Prediction]:
-    """Yield arm, k and probabilities of all arms and draws, with a progress bar."""
+    """Yield arm, k and scores of all arms and draws, with a progress bar."""
     parts = (
         arms.single(token_map),
         arms.shuffled(settings.n_shuffled),
@@ -303,11 +357,11 @@ def _with_progress(
         arms.random(settings.n_random),
         arms.learning_curve(settings.ks, settings.n_seeds),
     )
-    # Four arms are measured once; the learning curve has two arms.
+    # Five arms are measured once at most; the learning curve has two arms.
     n_drawn = settings.n_random + settings.n_permuted + settings.n_shuffled
     yield from tqdm(
         (prediction for part in parts for prediction in part),
-        total=4 + n_drawn + 2 * len(settings.ks) * settings.n_seeds,
+        total=5 + n_drawn + 2 * len(settings.ks) * settings.n_seeds,
         desc=f"probe {settings.task}",
         disable=not progress,
         leave=False,
@@ -335,29 +389,50 @@ def _tables(
         columns = (
             _drawn(scores, transferred, native, chance)
             if is_drawn
-            else _measured(scores, native, chance, fixed)
+            else _measured(arm, scores, native, chance, fixed)
         )
         contains = "draws" if is_drawn else units + (", draws of labels" if n_draws > 1 else "")
         shares = {name: columns.pop(name) for name in _SHARE}
         rows.append(key | {"n_draws": n_draws} | columns | {"contains": contains})
-        shown = {name: columns[name] for name in columns if not name.startswith("auroc")}
+        # The summary has the AUROC beside the accuracy, but not all columns about it.
+        shown = {name: columns[name] for name in columns if not name.startswith("auroc_")}
         remark = _remark(task, transferred, singles) if arm == "transferred" else ""
         summary.append(key | shown | shares | {"note": remark})
-    order = ["task", "arm", "k", "accuracy", "low", "high", *_SHARE]
+    order = ["task", "arm", "k", "accuracy", "low", "high", *_THRESHOLD, *_SHARE]
     frame = pd.DataFrame(summary)
     others = [name for name in frame if name not in order]
     return pd.DataFrame(rows), pd.DataFrame(frame, columns=[*order, *others]), chance
 
 
+_THRESHOLD = ("auroc", "accuracy_best_threshold", "threshold_flag")
+"""Columns that say if a threshold is misplaced."""
 _SHARE = ("share_of_native", "share_low", "share_high")
 """Columns of the share of native, which only the summary has."""
 
 
-def _measured(scores: ItemScores, native: ItemScores, chance: float, fixed: str) -> dict[str, Any]:
+_REMEDIES = {
+    "transferred": "the texts that set the threshold are not like the test texts; give unlabelled "
+    "texts of their domain, recentre=texts",
+    "transferred_raw": RECENTRE,
+}
+"""Remedies for a misplaced threshold, by arm."""
+
+
+def _remedy(arm: str) -> str:
+    return _REMEDIES.get(arm, "its threshold is misplaced; compare its AUROC")
+
+
+def _measured(
+    arm: str, scores: ItemScores, native: ItemScores, chance: float, fixed: str
+) -> dict[str, Any]:
     """Return the columns of an arm whose interval is over test texts."""
     accuracy, share = scores.accuracy(), scores.share_of(native, chance)
     flags = [fixed, accuracy.flag, scores.auroc.flag]
-    return _intervals(accuracy, scores.auroc, share) | {"interval_flag": joined_flags(flags)}
+    columns = _intervals(accuracy, scores.auroc, share)
+    best = float(scores.best_accuracies.mean())
+    columns |= {"accuracy_best_threshold": best}
+    columns |= {"threshold_flag": threshold_flag(accuracy, best, remedy=_remedy(arm))}
+    return columns | {"interval_flag": joined_flags(flags)}
 
 
 def _drawn(
@@ -378,6 +453,9 @@ def _drawn(
     constant = f"{scores.n_constant} of {n} draws predict one class: read auroc_p"
     flags = [accuracy.flag, constant if scores.n_constant else ""]
     return _intervals(accuracy, auroc, share) | {
+        "accuracy_best_threshold": float(scores.best_accuracies.mean()),
+        # The best threshold of a draw without meaning is better by chance.
+        "threshold_flag": "",
         "interval_flag": joined_flags(flags),
         "typical_size": float(scores.either_sign.mean()),
         "transferred_p": test.p,

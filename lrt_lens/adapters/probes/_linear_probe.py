@@ -10,20 +10,22 @@ A transferred probe reads the mapped state ``down(y) = y W + b``: its weights ar
 ``c' = c + b·w`` (Stitching, arXiv 2506.06609, §4), which is exact and needs no fitting. Reading a
 position, the mean, or every token on its own commutes with the affine map. The maximum over tokens
 does not: a probe with ``read="max"`` keeps its weights, stores the map in ``before``, and reads the
-maximum over tokens of the *mapped* states, which is exact too.
+maximum over tokens of the *mapped* states, which is exact too. A map is wrong by a shift where
+texts are unlike those of its fit, and the shift misplaces the threshold: ``recentre=`` sets it on
+unlabelled texts (`lrt_lens.adapters.probes._recentring`).
 
 Limits: positions are those of one tokenizer. The first ``skip_first`` tokens and special tokens are
 never read, on both models: texts that hold nothing else are left out of fits and scores, and
 refused by predictions, which need one row per text.
 """
 
-import hashlib
 import json
+import logging
 import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -42,8 +44,6 @@ from lrt_lens.adapters.probes._labels import (
     class_numbers,
     classes_of,
     group_numbers,
-    plain_label,
-    token_labels,
 )
 from lrt_lens.adapters.probes._logistic import (
     N_FOLDS,
@@ -51,28 +51,32 @@ from lrt_lens.adapters.probes._logistic import (
     Logistic,
     fit_logistic,
     fit_towards,
+    log_probabilities,
     probabilities,
 )
+from lrt_lens.adapters.probes._probe_rows import corpus_digest, read_rows, row_labels
 from lrt_lens.errors import NonFiniteError
 from lrt_lens.models._belonging import Origin, refuse_impossible_hook, refuse_other_reader
 from lrt_lens.models._hook_points import resolve
 from lrt_lens.models._hooked_model import HookedModel, load_model
 from lrt_lens.models._identity import ModelIdentity
 from lrt_lens.models._loading import ModelLike
-from lrt_lens.models._reading import (
-    EveryRead,
-    Readable,
-    ShortTexts,
-    read_activations,
-    read_tokens,
-    readable,
-    row_rule,
-)
+from lrt_lens.models._reading import EveryRead, Readable, ShortTexts, readable, row_rule
 from lrt_lens.models._text_codec import Truncation
 from lrt_lens.models._text_reader import SKIP_FIRST
+from lrt_lens.statistics._classification import share_interval
+from lrt_lens.statistics._recentring import ScoreChange
+from lrt_lens.statistics._thresholds import best_threshold_accuracy, threshold_flag
 from lrt_lens.stitching._affine import AffineMap
 from lrt_lens.stitching._stitch_data import StitchData, transfer_artefact
 
+logger = logging.getLogger(__name__)
+
+RECENTRE = (
+    "the scores are shifted; set the threshold on unlabelled texts, "
+    "stitch.transfer(probe, recentre=lrt.Recentring(pair, texts))"
+)
+"""Remedy for a transferred probe whose threshold is misplaced."""
 PROBE_SCHEMA = "lrt_lens.probe/1"
 """Schema version of a file; another one is refused."""
 _APART = ("weight", "bias", "before")
@@ -160,6 +164,10 @@ class LinearProbe:
     """Number of texts of the fit that were cut to the context."""
     before: AffineMap | None = None
     """Map applied to every token before pooling; only for ``read="max"``."""
+    n_recentred: int = 0
+    """Number of unlabelled texts on which the scores were recentred; 0 if they were not."""
+    recentring_corpus: str = ""
+    """Hash of these texts."""
 
     def __post_init__(self) -> None:
         # Two classes need one logit, that of the second class.
@@ -232,13 +240,13 @@ class LinearProbe:
         texts, labels = kept.of(texts), kept.of(labels)
         rules["short_texts"] = row_rule(run.short_texts)
         rows, counts = read_rows(hooked, texts, hook, read, skip_first, **rules)
-        row_labels = _row_labels(labels, counts, read)
+        labels_of_rows = row_labels(labels, counts, read)
         # Tokens of one text are dependent, so they stay in one fold.
         numbers = None if numbers is None else np.array(kept.of(numbers.tolist()))
         if read == "every":
             numbers = np.repeat(np.arange(len(texts)) if numbers is None else numbers, counts)
         choice = {"penalties": run.penalties, "n_folds": run.n_folds, "seed": run.seed}
-        fit, classes = fit_rows(rows, row_labels, method=method, groups=numbers, **choice)
+        fit, classes = fit_rows(rows, labels_of_rows, method=method, groups=numbers, **choice)
         return cls(
             weight=torch.from_numpy(fit.weight),
             bias=torch.from_numpy(fit.bias),
@@ -248,7 +256,7 @@ class LinearProbe:
             read=read,
             name=run.name,
             method=method,
-            corpus=_digest(texts, row_labels),
+            corpus=corpus_digest(texts, labels_of_rows),
             penalty=fit.penalty,
             skip_first=skip_first,
             short_texts=run.short_texts,
@@ -299,6 +307,25 @@ class LinearProbe:
         weight, bias = (part.double().to(rows.device) for part in (self.weight, self.bias))
         return (rows.double() @ weight + bias).cpu().numpy()
 
+    def matched(
+        self, source: np.ndarray, target: np.ndarray, texts: Sequence[str]
+    ) -> "LinearProbe":
+        """Return this probe with the mean and spread of the source's scores; see `recentre_probe`.
+
+        ``source`` and ``target`` are the scores [row, column] of the source's probe and of this one
+        on the same unlabelled ``texts``.
+        """
+        change = ScoreChange.matching(source, target)
+        scale, shift = torch.from_numpy(change.scale), torch.from_numpy(change.shift)
+        return replace(
+            self,
+            # a (x w + c) + b = x (a w) + (a c + b)
+            weight=self.weight.double().cpu() * scale,
+            bias=self.bias.double().cpu() * scale + shift,
+            n_recentred=len(texts),
+            recentring_corpus=corpus_digest(texts, []),
+        )
+
     def predict_proba(self, model: ModelLike, texts: Sequence[str]) -> Any:
         """Probabilities [text, class]; with ``read="every"`` a list of [token, class] per text."""
         rows, counts = self.rows(model, texts)
@@ -316,10 +343,21 @@ class LinearProbe:
     def accuracy(self, model: ModelLike, texts: Iterable[str], labels: Iterable[Any]) -> float:
         """Share of texts (tokens with ``read="every"``) whose most likely class is their label.
 
-        Texts that the mask leaves nothing of are left out, with a warning that lists them.
+        Texts that the mask leaves nothing of are left out, with a warning that lists them. Another
+        warning says if a transferred probe that was not recentred would be much more accurate at
+        another threshold.
         """
-        p, truth = self._predictions(model, texts, labels)
-        return float((p.argmax(1) == truth).mean())
+        scores, truth = self._scores(model, texts, labels)
+        value = float((scores.argmax(1) == truth).mean())
+        if self.transferred and not self.n_recentred and len(set(truth.tolist())) > 1:
+            flag = threshold_flag(
+                share_interval((scores.argmax(1) == truth).astype(float)),
+                best_threshold_accuracy(scores, truth),
+                remedy=RECENTRE,
+            )
+            if flag:
+                logger.warning("probe %r: %s", self.name, flag)
+        return value
 
     def auroc(self, model: ModelLike, texts: Iterable[str], labels: Iterable[Any]) -> float:
         """Area under the ROC curve; for several classes the mean of each class against the others.
@@ -331,7 +369,7 @@ class LinearProbe:
         """
         from sklearn.metrics import roc_auc_score
 
-        p, truth = self._predictions(model, texts, labels)
+        scores, truth = self._scores(model, texts, labels)
         present = set(truth.tolist())
         missing = [name for i, name in enumerate(self.classes) if i not in present]
         if missing:
@@ -341,23 +379,25 @@ class LinearProbe:
             )
         # Of two classes, each against the other has the same AUROC.
         if len(self.classes) == 2:
-            return float(roc_auc_score(truth, p[:, 1]))
+            return float(roc_auc_score(truth, scores[:, 1]))
         return float(
-            np.mean([roc_auc_score(truth == i, p[:, i]) for i in range(len(self.classes))])
+            np.mean([roc_auc_score(truth == i, scores[:, i]) for i in range(len(self.classes))])
         )
 
-    def _predictions(
+    def _scores(
         self, model: ModelLike, texts: Iterable[str], labels: Iterable[Any]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return probabilities [row, class] and true class numbers [row]."""
+        """Return logarithms of probabilities [row, class] and true class numbers [row]."""
         # Texts of one class can be scored too, so two classes are not required here.
         texts, labels = check_labels(texts, labels, every=self.read == "every", two=False)
         hooked = load_model(model)
         kept = self.readable([hooked], texts)
         texts, labels = kept.of(texts), kept.of(labels)
         rows, counts = self.rows(hooked, texts)
-        truth = class_numbers(_row_labels(labels, counts, self.read), self.classes)
-        return probabilities(self.logits(rows)), truth
+        truth = class_numbers(row_labels(labels, counts, self.read), self.classes)
+        # A probability rounds to 1 where logits are large, which would make ties; its logarithm
+        # does not.
+        return log_probabilities(self.logits(rows)), truth
 
     def refuse_other_model(self, model: HookedModel) -> None:
         """Raise `MismatchError` unless this probe belongs to ``model``."""
@@ -390,7 +430,8 @@ class LinearProbe:
         """Text for tables with method, read position, and how it came to this model."""
         mapped = " of mapped states" if self.before is not None else ""
         transferred = ", transferred" if self.transferred else ""
-        return f"{self.method}, read {self.read}{mapped}{transferred}"
+        recentred = f", recentred on {self.n_recentred} texts" if self.n_recentred else ""
+        return f"{self.method}, read {self.read}{mapped}{transferred}{recentred}"
 
     def _repr_html_(self) -> str:
         entries = {
@@ -448,9 +489,22 @@ class LinearProbe:
             return cls(weight=tensors["weight"], bias=tensors["bias"], before=before, **fields)
 
 
+@runtime_checkable
+class Recentres(Protocol):
+    """Rule that sets the threshold of a transferred probe, such as `Recentring`."""
+
+    def recentred(self, probe: LinearProbe, transferred: LinearProbe) -> LinearProbe:
+        """Return the transferred probe with another threshold."""
+        ...
+
+
 @transfer_artefact.register
 def transfer_probe(
-    probe: LinearProbe, stitch: StitchData, *, through: AffineMap | None = None
+    probe: LinearProbe,
+    stitch: StitchData,
+    *,
+    through: AffineMap | None = None,
+    recentre: object = None,
 ) -> LinearProbe:
     """Probe transferred to the stitch's target: ``w' = W_down w``, ``c' = c + b_down·w``.
 
@@ -461,19 +515,28 @@ def transfer_probe(
         stitch: the stitch.
         through: another map from the target's to the source's hook point, for controls, such as
             the map of shuffled pairs.
+        recentre: `Recentring` of both models and unlabelled texts, on which the threshold is set;
+            None leaves the threshold as the map gives it.
 
     Raises:
         MismatchError: the probe does not belong to the stitch's source, or the map does not lead
             from the stitch's target to its source.
+        TypeError: ``recentre`` is no `Recentring`.
+        ValueError: see `recentre_probe`.
 
     Source: Stitching (arXiv 2506.06609), §4.
     """
     stitch.refuse_foreign(probe.origin)
     if through is not None:
         stitch.refuse_other_map("through=", through, down=True)
-    return probe_through(
-        probe, stitch.down if through is None else through, stitch.target_hook, stitch.target
-    )
+    if not (recentre is None or isinstance(recentre, Recentres)):
+        raise TypeError(
+            f"recentre is of type {type(recentre).__name__}; both models have to read the texts, "
+            "so give recentre=lrt.Recentring(pair, texts)"
+        )
+    down = stitch.down if through is None else through
+    transferred = probe_through(probe, down, stitch.target_hook, stitch.target)
+    return transferred if recentre is None else recentre.recentred(probe, transferred)
 
 
 def probe_through(
@@ -483,7 +546,15 @@ def probe_through(
 
     Nothing is compared: `transfer_probe` checks its arguments.
     """
-    transferred = replace(probe, hook=hook, model=model, transferred_by="stitch")
+    transferred = replace(
+        probe,
+        hook=hook,
+        model=model,
+        transferred_by="stitch",
+        # A recentred probe is recentred for the model that it leaves.
+        n_recentred=0,
+        recentring_corpus="",
+    )
     if probe.read == "max":
         # max over tokens does not commute with the map, so tokens are mapped before pooling.
         before = down if probe.before is None else down.compose(probe.before)
@@ -494,38 +565,7 @@ def probe_through(
     return replace(transferred, weight=down_weight @ weight, bias=bias + down_bias @ weight)
 
 
-# --------------------------------------------------------------------------------------------- rows
-
-
-def read_rows(
-    model: HookedModel,
-    texts: Sequence[str],
-    hook: str,
-    read: EveryRead,
-    skip_first: int = SKIP_FIRST,
-    before: AffineMap | None = None,
-    *,
-    short_texts: Literal["refuse", "unmasked"] = "refuse",
-    truncation: Truncation | None = None,
-) -> tuple[Tensor, list[int]]:
-    """Return rows [row, d] in float64 and the number of rows of each text.
-
-    There is one row per text, or with ``read="every"`` one per unmasked token, texts in order.
-    ``before`` maps every token before it is pooled.
-    """
-    rules: dict[str, Any] = {
-        "skip_first": skip_first,
-        "short_texts": short_texts,
-        "truncation": truncation,
-    }
-    if read == "every":
-        tokens = dict(read_tokens(model, texts, hook, **rules))
-        counts = [len(tokens[i]) for i in range(len(texts))]
-        return torch.cat([tokens[i] for i in range(len(texts))]).double(), counts
-    # float64, in which the map is applied before pooling.
-    through = None if before is None else lambda rows: before.points(rows.double())
-    rows = read_activations(model, texts, hook, read, through=through, **rules)
-    return rows.double(), [1] * len(texts)
+# ------------------------------------------------------------------------------------------ fitting
 
 
 def fit_rows(
@@ -543,16 +583,3 @@ def fit_rows(
     classes = classes_of(labels)
     x, y = rows.cpu().double().numpy(), class_numbers(labels, classes)
     return METHODS[method].fit(x, y, len(classes), groups=groups, **options), classes
-
-
-def _row_labels(labels: Sequence[Any], counts: Sequence[int], read: EveryRead) -> list[Label]:
-    """One label per row: per token with ``read="every"``, else per text."""
-    if read == "every":
-        return token_labels(labels, counts)
-    return [plain_label(label) for label in labels]
-
-
-def _digest(texts: Sequence[str], labels: Sequence[Label]) -> str:
-    # JSON separates texts and labels, which a concatenation does not.
-    content = json.dumps([list(texts), list(labels)])
-    return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()

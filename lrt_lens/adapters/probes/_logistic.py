@@ -89,6 +89,20 @@ class Scaling:
         return weight, classifier.bias + self.mean @ classifier.weight
 
 
+def log_probabilities(logits: np.ndarray) -> np.ndarray:
+    """Logarithms of `probabilities`, [row, class], which order rows whose probabilities round to 1.
+
+    Logits have one column (two classes) or one per class.
+    """
+    from scipy.special import logsumexp
+
+    # A sigmoid is a softmax whose first logit is 0.
+    full = np.concatenate([np.zeros_like(logits), logits], 1) if logits.shape[1] == 1 else logits
+    others = [np.asarray(logsumexp(np.delete(full, j, 1), axis=1)) for j in range(full.shape[1])]
+    # log p_j = −log(1 + Σ_{k≠j} exp(z_k − z_j)), which is not rounded where p_j is nearly 1
+    return -np.logaddexp(np.zeros(()), np.stack(others, 1) - full)
+
+
 def probabilities(logits: np.ndarray) -> np.ndarray:
     """Probabilities [row, class] from logits of one column (two classes) or one per class."""
     # A sigmoid is a softmax whose first logit is 0.

@@ -19,8 +19,15 @@ source, but a random direction, and pass through the same shuffled map. The cons
 is that of the probe through that map. Such a draw needs no further pass, and no solver is assumed
 beyond its control.
 
-    arms = ProbeArms(pair, stitch, probe, train, test, seed=0)
-    for arm, k, probabilities in arms.random(20): ...
+**Recentring.** The threshold of every transferred probe, controls included, is set on the same
+unlabelled texts (`lrt_lens.adapters.probes._recentring`): its scores there get the mean and the
+spread that the scores of its own source probe have. Random probes have no source probe and get
+those of the probe.
+
+    arms = ProbeArms(pair, stitch, probe, train, test, seed=0, recentring=train.texts)
+    for arm, k, scores in arms.random(20): ...
+
+Scores are logarithms of probabilities, which do not round to 1 as probabilities do.
 
 Limits: draws of one shuffled map lie in the image of that map, whose rank is the source's width.
 """
@@ -36,19 +43,21 @@ import torch
 from torch import Tensor
 
 from lrt_lens.adapters.probes._labels import class_numbers
-from lrt_lens.adapters.probes._linear_probe import METHODS, LinearProbe, probe_through, read_rows
-from lrt_lens.adapters.probes._logistic import Logistic, Scaling, probabilities
+from lrt_lens.adapters.probes._linear_probe import METHODS, LinearProbe, probe_through
+from lrt_lens.adapters.probes._logistic import Logistic, Scaling, log_probabilities
+from lrt_lens.adapters.probes._probe_rows import read_rows
 from lrt_lens.adapters.probes._split import Labelled
 from lrt_lens.models._hook_points import EMBED
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.models._reading import row_rule
+from lrt_lens.statistics._recentring import ScoreChange
 from lrt_lens.stitching._affine import AffineMap, StreamStatistics
 from lrt_lens.stitching._stitch import Stitch
 
 logger = logging.getLogger(__name__)
 
 Prediction = tuple[str, int, np.ndarray]
-"""Arm, number of labels of the target that it used, and probabilities [text, class]."""
+"""Arm, number of labels of the target that it used, and log-probabilities [text, class]."""
 
 
 class ProbeArms:
@@ -62,7 +71,10 @@ class ProbeArms:
         train: Labelled,
         test: Labelled,
         seed: int,
+        *,
+        recentring: list[str] | None = None,
     ) -> None:
+        """Read the texts; ``recentring`` are unlabelled ones that set thresholds, None for none."""
         self.pair, self.stitch, self.probe, self.seed = pair, stitch, probe, seed
         self.train_texts, self.test_texts = train.texts, test.texts
         self.classes = probe.classes
@@ -74,16 +86,25 @@ class ProbeArms:
                 f"no training text is labelled {[self.classes[i] for i in sorted(missing)]}; give "
                 "training texts of all classes of the probe"
             )
-        self.transferred: LinearProbe = stitch.transfer(probe)
+        self.raw: LinearProbe = stitch.transfer(probe)
         # x: rows of the target; z: rows that the transferred probe multiplies. They differ only for
         # read="max", whose rows are maxima of mapped states.
         self.x, self.x_test = (self._read(texts) for texts in (self.train_texts, self.test_texts))
         self.z, self.z_test = self.x, self.x_test
-        if self.transferred.before is not None:
+        if self.raw.before is not None:
             self.z, self.z_test = (
-                self.transferred.rows(pair.target, texts)[0].numpy()
+                self.raw.rows(pair.target, texts)[0].numpy()
                 for texts in (self.train_texts, self.test_texts)
             )
+        self.recentring = recentring
+        if recentring is not None:
+            # The same rows on the texts that set thresholds, in the source and in the target.
+            self.s_set = probe.rows(pair.source, recentring)[0]
+            self.x_set, self.z_set = self.x, self.z
+            if recentring != self.train_texts:
+                self.x_set = self._read(recentring)
+                self.z_set = self.raw.rows(pair.target, recentring)[0].numpy()
+        self.transferred = self._recentred(probe, self.raw)
         # All arms are fitted by the method of the probe, so that they differ in their data only. A
         # probe that was not fitted here has no method; logistic regression is its reference.
         method = probe.method if probe.method in METHODS else "logistic_regression"
@@ -114,22 +135,43 @@ class ProbeArms:
         )
         return rows.numpy()
 
+    def _recentred(
+        self, probe: LinearProbe, transferred: LinearProbe, rows: Tensor | None = None
+    ) -> LinearProbe:
+        """Return a transferred probe with the threshold that the unlabelled texts set.
+
+        ``probe`` is its source probe, and ``rows`` those that it multiplies on these texts, if they
+        are not those of the transferred probe.
+        """
+        if self.recentring is None:
+            return transferred
+        rows = torch.from_numpy(self.z_set) if rows is None else rows
+        scores = probe.logits(self.s_set), transferred.logits(rows)
+        return transferred.matched(*scores, self.recentring)
+
     def single(self, token_map: AffineMap | None) -> Iterator[Prediction]:
-        """Yield arm, k and probabilities [text, class] of the arms that are measured once."""
+        """Yield arm, k and scores [text, class] of the arms that are measured once."""
         source = self.probe.rows(self.pair.source, self.test_texts)[0]
         yield "source", 0, _predict(self.probe, source)
         yield "native", len(self.y), _predict(self.native, torch.from_numpy(self.x_test))
         yield "transferred", 0, _predict(self.transferred, torch.from_numpy(self.z_test))
+        if self.recentring is not None:
+            yield "transferred_raw", 0, _predict(self.raw, torch.from_numpy(self.z_test))
         if token_map is not None:
             # The map starts at the embedding, so that is where the transferred probe reads.
             tokens = probe_through(self.probe, token_map, EMBED, self.pair.target.identity)
-            yield "token_identity", 0, self._on_target(tokens)
+            rows = tokens.rows(self.pair.target, self.test_texts)[0]
+            yield "token_identity", 0, _predict(self._set_by_own_rows(self.probe, tokens), rows)
 
-    def _on_target(self, probe: LinearProbe) -> np.ndarray:
-        return _predict(probe, probe.rows(self.pair.target, self.test_texts)[0])
+    def _set_by_own_rows(self, probe: LinearProbe, transferred: LinearProbe) -> LinearProbe:
+        """Return a recentred probe that reads other rows of the target than the true map's."""
+        if self.recentring is None:
+            return transferred
+        rows = transferred.rows(self.pair.target, self.recentring)[0]
+        return self._recentred(probe, transferred, rows)
 
     def shuffled(self, n: int) -> Iterator[Prediction]:
-        """Yield arm, k and probabilities of the probe through maps of shuffled pairs.
+        """Yield arm, k and scores of the probe through maps of shuffled pairs.
 
         The first is that of the stitch, the others have the distribution of other derangements; see
         the description of this module. None without a null.
@@ -146,13 +188,16 @@ class ProbeArms:
         through = self.stitch.null.down
         own = self.stitch.transfer(self.probe, through=through)
         rows = own.rows(self.pair.target, self.test_texts)[0]
+        # Maxima of states mapped by another map are other rows; otherwise rows are the states.
+        is_mapped = own.before is not None and self.recentring is not None
+        rows_set = own.rows(self.pair.target, self.recentring)[0] if is_mapped else None
         statistics = self.stitch.source_statistics
         for draw, probe in enumerate(shuffled_draws(statistics, self.probe, n, self.seed)):
             transferred = own if draw == 0 else self.stitch.transfer(probe, through=through)
-            yield "shuffled", 0, _predict(transferred, rows)
+            yield "shuffled", 0, _predict(self._recentred(probe, transferred, rows_set), rows)
 
     def permuted(self, n: int) -> Iterator[Prediction]:
-        """Yield arm, k and probabilities of probes fitted on permuted labels and transferred."""
+        """Yield arm, k and scores of probes fitted on permuted labels and transferred."""
         rows = self.probe.rows(self.pair.source, self.train_texts)[0].numpy() if n else np.empty(0)
         # The penalty of the probe is used again: cross-validation on permuted labels would choose
         # the largest candidate.
@@ -163,11 +208,12 @@ class ProbeArms:
             y = np.random.default_rng((self.seed, draw)).permutation(self.y)
             fit = self.fits.fit(rows, y, len(self.classes), seed=self.seed, **options)
             weight, bias = torch.from_numpy(fit.weight), torch.from_numpy(fit.bias)
-            transferred = self.stitch.transfer(replace(self.probe, weight=weight, bias=bias))
+            probe = replace(self.probe, weight=weight, bias=bias)
+            transferred = self._recentred(probe, self.stitch.transfer(probe))
             yield "permuted", 0, _predict(transferred, torch.from_numpy(self.z_test))
 
     def random(self, n: int) -> Iterator[Prediction]:
-        """Yield arm, k and probabilities of random weights.
+        """Yield arm, k and scores of random weights.
 
         The second half of them have the rows' covariance.
         """
@@ -179,15 +225,20 @@ class ProbeArms:
         for draw in range(n):
             weight = generator.standard_normal((self.x.shape[1], len(self.native.bias)))
             weight = weight if draw < n // 2 else root @ weight
+            if self.recentring is not None:
+                scores = self.probe.logits(self.s_set), self.x_set @ weight
+                change = ScoreChange.matching(*scores)
+                yield "random", 0, log_probabilities(change.of(self.x_test @ weight))
+                continue
             # logits: rows [text, d] times random weights [d, column].
             logits = self.x @ weight
             # Subtracting the median splits the training texts evenly, dividing by the deviation
             # keeps the logits in the range of a sigmoid.
             scale, middle = logits.std(0) + 1e-30, np.median(logits, 0)
-            yield "random", 0, probabilities((self.x_test @ weight - middle) / scale)
+            yield "random", 0, log_probabilities((self.x_test @ weight - middle) / scale)
 
     def learning_curve(self, ks: Sequence[int], n_seeds: int) -> Iterator[Prediction]:
-        """Yield arm, k and probabilities of the arms that are fitted on k labels, for each draw."""
+        """Yield arm, k and scores of the arms that are fitted on k labels, for each draw."""
         start = Logistic(
             self.transferred.weight.double().numpy(), self.transferred.bias.double().numpy()
         )
@@ -205,11 +256,11 @@ class ProbeArms:
                 fine_tuned = self.fits.fit_towards(
                     self.z[rows], y, start, scaling=scaling_z, **folds
                 )
-                yield "fine_tuned", k, fine_tuned.probabilities(self.z_test)
+                yield "fine_tuned", k, log_probabilities(fine_tuned.logits(self.z_test))
                 scratch = self.fits.fit(
                     self.x[rows], y, len(self.classes), scaling=scaling, **folds
                 )
-                yield "scratch", k, scratch.probabilities(self.x_test)
+                yield "scratch", k, log_probabilities(scratch.logits(self.x_test))
 
 
 def shuffled_draws(
@@ -238,7 +289,7 @@ def shuffled_draws(
 
 
 def _predict(probe: LinearProbe, rows: Tensor) -> np.ndarray:
-    return probabilities(probe.logits(rows))
+    return log_probabilities(probe.logits(rows))
 
 
 def _stratified_rows(y: np.ndarray, k: int, generator: np.random.Generator) -> np.ndarray:

@@ -7,12 +7,14 @@ Problem: does a transferred direction make the target write about its concept? M
 (arXiv 2506.06609, §4). With the unit vector v̂ and z̄ the mean component ⟨h, v̂⟩ over texts of the
 concept, ``h' = h + (z̄ − ⟨h, v̂⟩) v̂``. The vector is transferred without the bias of the map. z̄
 is computed in the target, so the transferred arm does use the target on concept texts: the
-direction is transferred, its level is not. The paper's outcome is the *clipped transfer ratio*,
-clip(share under transferred ÷ share under native, 0, 1), with 0/0 := 0. It counts what the model
-does without steering as success; ``ratio_of_rises`` therefore subtracts the share without steering
-from both shares.
+direction is transferred, its level is not. ``level="recentred"`` transfers it: every arm is clamped
+as many standard deviations above the mean of unlabelled texts as z̄ is in the source
+(`recentre_level`); the summary shows this level and that of the source beside each other. The
+paper's outcome is the *clipped transfer ratio*, clip(share under transferred ÷ share under native,
+0, 1), with 0/0 := 0. It counts what the model does without steering as success; ``ratio_of_rises``
+therefore subtracts the share without steering from both shares.
 
-Controls are clamped in the same way, each to its own z̄: random directions, maps of shuffled
+Controls are clamped in the same way, each to its own level: random directions, maps of shuffled
 pairs, and the untransformed vector if widths agree. A draw of a control is generated once per
 prompt (``draw_samples``), so that 20 draws cost as much as five of four samples.
 
@@ -25,7 +27,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import pandas as pd
@@ -35,12 +37,14 @@ from lrt_lens._repr_html import card, table
 from lrt_lens._settings import Settings, resolve, takes
 from lrt_lens.adapters.vectors._arms import behaviour_arms, known_contrast_of
 from lrt_lens.adapters.vectors._continuations import Classifier, Continuations
+from lrt_lens.adapters.vectors._levels import level_between
 from lrt_lens.adapters.vectors._steering_hook import Positions
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.adapters.vectors._vector_arm import VectorArm
 from lrt_lens.data._contrast import ContrastSet
 from lrt_lens.figures._behaviour import clamp_figure
 from lrt_lens.models._pair import ModelPair
+from lrt_lens.models._reading import readable
 from lrt_lens.models._text_codec import text_list
 from lrt_lens.statistics._bootstrap import bootstrap_ratio
 from lrt_lens.statistics._correlations import bootstrap_rank_correlation
@@ -67,6 +71,10 @@ class ClampSettings(Settings):
     """Number of most probable tokens to sample from; None for all."""
     positions: Positions = "all"
     """Clamped positions, see `SteeringVector.hooks`."""
+    level: Literal["target", "recentred"] = "target"
+    """``"target"``: z̄ of each arm, measured in the target on texts of the concept (the paper's).
+    ``"recentred"``: z̄ of the source, transferred with the contrast texts as unlabelled texts, so
+    that nothing in the target says which texts show the concept; native keeps its own."""
     n_random: int = 20
     """Number of random directions: half isotropic, half with the covariance of the target's
     stream."""
@@ -91,8 +99,10 @@ class ClampEvaluation:
     """One row per arm.
 
     Columns: concept, n_draws, count, n, share with low and high, clipped_ratio and ratio_of_rises
-    (to native), each with its low and high, level (z̄; mean over draws), cosine to the native
-    vector, contains (what the intervals hold for), interval_flag (what is doubtful about them).
+    (to native), each with its low and high, level (the clamped component; mean over draws),
+    level_raw (z̄ of the source, for ``transferred``) and level_recentred (that level in units of
+    the target, from unlabelled texts), cosine to the native vector, contains (what the intervals
+    hold for), interval_flag (what is doubtful about them).
 
     Intervals are over prompts, of which all continuations are one cluster. For ``random`` and
     ``shuffled`` they are where a new draw falls. These have three more columns: typical_size (root
@@ -146,6 +156,8 @@ def evaluate_clamping(
             contrast texts that the vector was not learnt from.
     """
     settings = resolve(ClampSettings, settings, options)
+    if settings.level not in ("target", "recentred"):
+        raise ValueError(f"level is {settings.level!r}; expected 'target' or 'recentred'")
     stitch.check(pair.source, pair.target)
     stitch.refuse_foreign(vector.origin)
     contrast = known_contrast_of(vector, contrast)
@@ -171,9 +183,12 @@ def evaluate_clamping(
     draws = replace(outcome, n_samples=min(settings.draw_samples, settings.n_samples))
     parts = [_rows("none", None, math.nan, outcome, outcome.generate(pair.target))]
     bar = tqdm(arms, desc=f"clamp {vector.name}", disable=not settings.progress, leave=False)
+    transfer = _LevelTransfer(pair, vector, level_texts, contrast.texts)
     for arm in bar:
         # z̄ of this arm: the mean of ⟨h, v̂⟩ on the target, not on the source.
         level = arm.vector.mean_component(pair.target, level_texts)
+        if settings.level == "recentred" and arm.name != "native":
+            level = transfer.to(arm.vector)
         intervene = partial(
             arm.vector.apply, pair.target, mode="clamp", level=level, positions=settings.positions
         )
@@ -182,7 +197,41 @@ def evaluate_clamping(
         parts.append(_rows(arm.name, arm.draw, level, of, texts))
     table = pd.concat(parts, ignore_index=True)
     table.insert(0, "concept", vector.name)
-    return ClampEvaluation(table=table, summary=_summary(table, arms, settings.seed))
+    summary = _summary(table, arms, settings.seed)
+    return ClampEvaluation(table=table, summary=_with_levels(summary, transfer, arms))
+
+
+def _with_levels(
+    summary: pd.DataFrame, transfer: "_LevelTransfer", arms: list[VectorArm]
+) -> pd.DataFrame:
+    """Return the summary with both forms of the transferred level, whichever was clamped to."""
+    ours = next(arm.vector for arm in arms if arm.name == "transferred")
+    is_ours, after = summary["arm"] == "transferred", list(summary).index("level")
+    levels = {"level_raw": transfer.level, "level_recentred": transfer.to(ours)}
+    for place, (name, value) in enumerate(levels.items(), start=after + 1):
+        summary.insert(place, name, np.where(is_ours, value, math.nan))
+    return summary
+
+
+class _LevelTransfer:
+    """The level z̄ of the source, and what it is for other directions of the target."""
+
+    def __init__(
+        self,
+        pair: ModelPair,
+        vector: SteeringVector,
+        concept_texts: Sequence[str],
+        texts: Sequence[str],
+    ) -> None:
+        self.target = pair.target
+        self.texts = readable([pair.source, pair.target], texts, "mean").of(texts)
+        self.level = vector.mean_component(pair.source, concept_texts)
+        self.components = vector.components(pair.source, self.texts)
+
+    def to(self, vector: SteeringVector) -> float:
+        """Return the level along a vector of the target, from the unlabelled texts."""
+        own = vector.components(self.target, self.texts)
+        return level_between(self.level, self.components, own)
 
 
 def clipped_ratio(transferred: float, native: float) -> float:

@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from lrt_lens._repr_html import card, facts
@@ -408,8 +409,19 @@ class SteeringVector:
     def mean_component(self, model: ModelLike, texts: Sequence[str]) -> float:
         """Return the mean component along the unit vector, the level for ``mode="clamp"``.
 
-        z̄ of Stitching (§4): the mean of ⟨h, v̂⟩ over the positions of each text without the first
-        ones, then over texts. Texts without such a position are left out.
+        z̄ of Stitching (§4): the mean of `components` over texts.
+
+        Raises:
+            MismatchError: the vector belongs to another model.
+            ValueError: no text is left.
+        """
+        return float(self.components(model, texts).mean())
+
+    def components(self, model: ModelLike, texts: Sequence[str]) -> np.ndarray:
+        """Return the mean component along the unit vector in each text, [text].
+
+        The mean of ⟨h, v̂⟩ over the positions of a text without the first ones. Texts without such
+        a position are left out.
 
         Raises:
             MismatchError: the vector belongs to another model.
@@ -421,7 +433,8 @@ class SteeringVector:
         # read="mean" averages the positions of each text without the first ones.
         kept = readable([hooked], texts, "mean")
         rows = read_activations(hooked, kept.of(text_list(texts)), self.hook, "mean")
-        return float((rows @ unit.to(torch.float32)).mean())
+        # float64, in which equal texts have equal components
+        return (rows.double() @ unit.double()).numpy()
 
     def refuse_other_model(self, model: HookedModel) -> None:
         """Raise `MismatchError` unless this vector belongs to ``model``."""

@@ -12,6 +12,7 @@ from lrt_lens.adapters.probes import (
     LinearProbe,
     ProbeEvaluation,
     ProbeEvaluationSettings,
+    Recentring,
     evaluate_probe,
 )
 from lrt_lens.adapters.probes._evaluation import _tables
@@ -95,7 +96,8 @@ def _row(result: ProbeEvaluation, arm: str, k: int | None = None) -> dict[str, A
 def test_every_arm_is_there(result: ProbeEvaluation) -> None:
     found = {(row["arm"], row["k"], row["n_draws"]) for row in result.table.to_dict("records")}
     curves = {(arm, k, 2) for arm in ("fine_tuned", "scratch") for k in (4, 12)}
-    single = {(arm, 0, 1) for arm in ("source", "transferred", "token_identity")}
+    transferred = ("transferred", "transferred_raw")
+    single = {(arm, 0, 1) for arm in ("source", *transferred, "token_identity")}
     drawn = {("random", 0, 4), ("permuted", 0, 2), ("shuffled", 0, 3)}
     assert found == {*curves, *single, *drawn, ("native", 30, 1)}
     assert result.chance == 0.5
@@ -125,8 +127,11 @@ def test_the_first_shuffled_draw_is_the_probe_through_the_shuffled_map(
 ) -> None:
     options = {**QUICK, "n_shuffled": 1}
     result = evaluate_probe(pair, stitch, TEXTS, LABELS, test_share=0.5, **options)
-    split = separate_texts((TEXTS, LABELS, None), (None, None, None), share=0.5, seed=0)[1]
-    shuffled = stitch.transfer(result.probes["source"], through=stitch.null.down)  # type: ignore[union-attr]
+    train, split = separate_texts((TEXTS, LABELS, None), (None, None, None), share=0.5, seed=0)
+    through: dict[str, Any] = {"through": stitch.null.down}  # type: ignore[union-attr]
+    source = result.probes["source"]
+    # Controls are recentred like the transferred probe.
+    shuffled = stitch.transfer(source, **through, recentre=Recentring(pair, train.texts))
     row = _row(result, "shuffled")
     assert row["accuracy"] == pytest.approx(
         shuffled.accuracy(pair.target, split.texts, split.labels)
@@ -301,15 +306,20 @@ def test_the_token_identity_arm_reads_the_targets_embedding(
     result: ProbeEvaluation, pair: ModelPair, token_map: AffineMap
 ) -> None:
     probe = result.probes["source"]
-    rows = np.stack(
-        [
-            pair.target.capture(text, "hook_embed")[0, 4:].double().mean(0).numpy()
-            for text in TEXTS[1::2]
-        ]
+
+    def states(texts: list[str]) -> np.ndarray:
+        captured = [pair.target.capture(text, "hook_embed")[0, 4:] for text in texts]
+        return np.stack([one.double().mean(0).numpy() for one in captured])
+
+    test, train = (
+        (rows @ token_map.weight.double().numpy() + token_map.bias.double().numpy())
+        @ probe.weight.numpy()
+        + probe.bias.numpy()
+        for rows in (states(TEXTS[1::2]), states(TEXTS[::2]))
     )
-    logits = (
-        rows @ token_map.weight.double().numpy() + token_map.bias.double().numpy()
-    ) @ probe.weight.numpy() + probe.bias.numpy()
+    # Recentred on the training texts, like the transferred probe.
+    source = probe.logits(probe.rows(pair.source, TEXTS[::2])[0])
+    logits = (test - train.mean()) / train.std() * source.std() + source.mean()
     expected = float(((logits[:, 0] > 0) == np.array(LABELS[1::2])).mean())
     assert _row(result, "token_identity")["accuracy"] == pytest.approx(expected)
 
