@@ -6,9 +6,9 @@ learnt from are read once at all source hook points. There the artefact is learn
 cross-validated, and its fidelity on each hook pair is computed from the moments of the fitting
 folds (`lrt_lens.stitching._crossed_fidelity`). The prediction is
 
-    vector   PREDICTION_OF_VECTORS
-    probe    Φ(ρ_read · d′/√2): the AUROC on the target, if the read-out there correlates with that
-             of the source by ρ_read, in classes of d′ standard deviations apart
+    vector   ρ_read · gain over token identity
+    probe    Φ(ρ_read · d′/√2): the AUROC on the target, if the read-out there correlates by ρ_read
+             with that of the source, whose classes are d′ standard deviations apart
 
     choice = lrt.choose_layers(pair, grid, lrt.demo_contrast("sentiment"))     # a steering vector
     choice = lrt.choose_layers(pair, grid, lrt.demo_texts("sentiment"))        # a probe
@@ -17,12 +17,16 @@ folds (`lrt_lens.stitching._crossed_fidelity`). The prediction is
 
 With ``target=True`` the target reads the texts too: for probes the transferred probe is then scored
 on held-out texts, which replaces the prediction. With ``items`` and ``neutral`` the target's own
-vector is steered with, once per target hook point, and its effect at equal damage multiplies the
-fidelity.
+vector is steered with, once per target hook point, and ρ_read times its effect at equal damage is
+the prediction for vectors.
 
-Limits: a prediction is no measurement. How large its regret is against the best pair in hindsight,
-and where `grid.best` does as well: `docs/results/choosing.md`. Folds, maps and moments are those of
-the fitting folds, so the test fold stays untouched by the choice.
+How well a vector reads on the source is in the table and not in its prediction: over hook pairs it
+is a poor guide to the effect (`docs/results/choosing.md`).
+
+Limits: a prediction is no measurement. Without items, the choice for vectors is that of `grid.best`
+on every pair measured so far; `docs/results/choosing.md` has the regret of each rule against the
+best pair in hindsight. All quantities are cross-validated over the fitting folds and over the
+texts, so the test fold stays untouched by the choice.
 """
 
 from collections.abc import Hashable, Sequence

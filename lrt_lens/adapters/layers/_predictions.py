@@ -3,7 +3,8 @@
 Problem: what is known differs: a survey has no fidelities, and the target may not have read the
 texts. Mechanism: one rule per kind of artefact, which uses the best evidence that there is:
 
-    vector   ρ_read of the vector; times the effect of the target's own vector if it was measured
+    vector   ρ_read · gain over token identity; ρ_read · effect of the target's own vector, if that
+             was measured
     probe    Φ(ρ_read · d′/√2); the AUROC of the transferred probe if the target read the texts
 
 Φ(d′/√2) is the AUROC of two normal distributions d′ standard deviations apart. If the read-out on
@@ -125,7 +126,7 @@ class Predictions:
             return "AUROC on the target, Φ(fidelity · d′/√2)"
         if self.effects:
             return "fidelity × effect of the target's own vector at equal damage (nats)"
-        return "fidelity of the vector"
+        return "fidelity × gain over token identity"
 
     def table(self, pairs: Sequence[HookPair]) -> pd.DataFrame:
         """Return one row per hook pair, those of the artefact's own fidelity first, then by rank.
@@ -232,8 +233,9 @@ class Predictions:
 
     def _predicted(self, row: dict[str, Any]) -> float:
         if self.role == "vector":
-            effect = row["native_effect"] if self.effects else 1.0
-            return row["fidelity"] * effect
+            # In early layers both streams encode the current token, and every direction has a high
+            # fidelity there: the gain is what the map knows beyond the token.
+            return row["fidelity"] * (row["native_effect"] if self.effects else row["gain_cv"])
         if not math.isnan(row["transferred_auroc"]):
             return row["transferred_auroc"]
         return auroc_of(row["fidelity"] * row["d_prime"])
