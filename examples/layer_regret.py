@@ -44,7 +44,7 @@ from lrt_lens.reproduction import (
 from lrt_lens.statistics import Interval
 from lrt_lens.statistics._bootstrap import bootstrap_statistic
 
-BEST, PREDICTED, MEASURED = "grid.best", "choose_layers", "choose_layers, target's texts"
+BEST, PREDICTED, MEASURED = "grid.best", "choose_layers", "choose_layers, target measured"
 READING, RANDOM = "best reading on the source", "random pair"
 RULES = (RANDOM, READING, BEST, PREDICTED, MEASURED)
 ENDS = ["source_hook", "target_hook"]
@@ -56,7 +56,7 @@ Outcomes = dict[tuple[str, str], np.ndarray]
 
 @dataclass(frozen=True)
 class Choice:
-    """What one rule chooses, and what it orders the hook pairs by."""
+    """Hook pair that one rule chooses, and the score by which it orders all of them."""
 
     pair: tuple[str, str]
     score: pd.Series
@@ -189,7 +189,10 @@ def choices_of(
     return {
         rule: Choice(
             (str(table["source_hook"].iloc[0]), str(table["target_hook"].iloc[0])),
-            pd.Series(table[column].to_numpy(), index=pd.MultiIndex.from_frame(table[ENDS])),
+            pd.Series(
+                table[column].to_numpy(),
+                index=pd.MultiIndex.from_arrays([table[end].to_numpy() for end in ENDS]),
+            ),
         )
         for rule, (table, column) in ordered.items()
     }
@@ -254,8 +257,8 @@ def rows_of(
 
 def rank_correlation(score: pd.Series, values: pd.Series) -> float:
     """Rank correlation of a rule's score with the outcome, over hook pairs."""
-    both = pd.concat({"score": score, "outcome": values}, axis=1)
-    return float(both["score"].corr(both["outcome"], method="spearman"))
+    both = pd.DataFrame({"score": score, "outcome": values})
+    return float(both.corr(method="spearman").to_numpy()[0, 1])
 
 
 def difference(
@@ -337,7 +340,8 @@ def report(regrets: pd.DataFrame, outcomes: pd.DataFrame, grid: lrt.StitchGrid) 
         "small models.",
         verdict=verdict,
         because=f"the mean regret of the pair chosen for a probe is {probes[PREDICTED]:.3f} of "
-        f"AUROC, that of grid.best {probes[BEST]:.3f}; for the vector of mood it is "
+        f"AUROC, that of grid.best {probes[BEST]:.3f}, that of the source layer that reads best "
+        f"{probes[READING]:.3f}; for the vector of mood it is "
         f"{mood[PREDICTED]['regret']:.2f} nats from moments and the source's texts alone, "
         f"{mood[MEASURED]['regret']:.2f} with the effects of the target's own vectors, and "
         f"{mood[BEST]['regret']:.2f} by grid.best.",

@@ -38,7 +38,7 @@ from lrt_lens.models._reading import read_at_hooks, readable, row_rule
 
 @dataclass(frozen=True)
 class ModelReading:
-    """What an artefact reads in one model at each hook point."""
+    """Readings of an artefact in one model, one per hook point."""
 
     learner: ArtefactLearner
     """Rule of learning and folds."""

@@ -76,7 +76,7 @@ class LayerChoice:
     role: Literal["vector", "probe"]
     """Kind of artefact that the layers were chosen for."""
     rule: str
-    """What ``predicted`` is, in words."""
+    """Meaning of ``predicted``, in words."""
     grid: StitchGrid | None = field(default=None, repr=False)
     """The grid that was given; None if it was a survey."""
 

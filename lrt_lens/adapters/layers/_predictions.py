@@ -119,7 +119,7 @@ class Predictions:
 
     @property
     def rule(self) -> str:
-        """What ``predicted`` is, in words."""
+        """Meaning of ``predicted``, in words."""
         if self.role == "probe":
             if self.maps:
                 return "AUROC of the transferred probe on held-out texts"

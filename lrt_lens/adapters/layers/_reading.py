@@ -60,7 +60,7 @@ class ArtefactLearner:
 
 @dataclass(frozen=True)
 class HookReading:
-    """What an artefact reads at one hook point, on texts that it was not learnt from."""
+    """Reading of an artefact at one hook point, on texts that it was not learnt from."""
 
     classifier: Logistic
     """Classifier learnt from all texts."""

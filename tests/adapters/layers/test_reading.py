@@ -24,7 +24,7 @@ FIELDS = {"name": "concept", "hook": "blocks.1.hook_resid_post", "median_norm": 
 
 
 class NearestMean(ClassifierMixin, BaseEstimator):
-    """(x − m)·v/‖v‖², v the difference of the class means and m the mean of both."""
+    """Classifier (x − m)·v/‖v‖², with v the difference of the class means and m the mean."""
 
     def fit(self, x: np.ndarray, y: np.ndarray) -> "NearestMean":
         self.classes_ = np.unique(y)
@@ -65,7 +65,7 @@ def test_a_vector_reads_as_the_nearest_mean_under_cross_val_predict() -> None:
         NearestMean(), rows, learner.truth, cv=split_of(learner), method="decision_function"
     )
     assert reading.auroc.value == pytest.approx(roc_auc_score(learner.truth, scores), rel=1e-12)
-    ours, others = scores[learner.truth == 1], scores[learner.truth == 0]
+    ours, others = (np.asarray(scores)[learner.truth == j] for j in (1, 0))
     d_prime = (ours.mean() - others.mean()) / np.sqrt((ours.var() + others.var()) / 2)
     assert reading.d_prime == pytest.approx(d_prime, rel=1e-9)
     assert reading.auroc.low < reading.auroc.value < reading.auroc.high
@@ -80,7 +80,9 @@ def test_a_probe_reads_as_logistic_regression_under_cross_val_predict(n_classes:
     reading = read_hook(rows, learner)
     # C = 1/(λ n) with the n of each fit: folds of equal size have the same.
     pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=1 / (0.1 * 60), max_iter=2000))
-    chances = cross_val_predict(pipeline, rows, truth, cv=split_of(learner), method="predict_proba")
+    chances: Any = cross_val_predict(
+        pipeline, rows, truth, cv=split_of(learner), method="predict_proba"
+    )
     score = chances[:, 1] if n_classes == 2 else chances
     options: dict[str, Any] = {} if n_classes == 2 else {"multi_class": "ovr"}
     expected = roc_auc_score(truth, score, **options)
