@@ -40,6 +40,7 @@ _PACKAGES = (
     "adapters.probes",
     "adapters.saes",
     "adapters.concepts",
+    "adapters.layers",
     "baselines",
     "bundled",
     "statistics",

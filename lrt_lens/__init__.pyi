@@ -8,6 +8,7 @@ from . import models as models
 from . import moments as moments
 from . import stitching as stitching
 from .adapters.concepts import ConceptMap as ConceptMap
+from .adapters.layers import choose_layers as choose_layers
 from .adapters.probes import LinearProbe as LinearProbe
 from .adapters.probes import evaluate_probe as evaluate_probe
 from .adapters.saes import evaluate_sae as evaluate_sae

@@ -46,6 +46,7 @@ ORDER = (
     "adapters.probes",
     "adapters.saes",
     "adapters.concepts",
+    "adapters.layers",
     "baselines",
     "bundled",
     "exploration",

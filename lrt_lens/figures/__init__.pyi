@@ -1,3 +1,4 @@
+from ._layer_choice import layer_choice_figure as layer_choice_figure
 from ._probes import probe_figure as probe_figure
 from ._sae import sae_figure as sae_figure
 from ._similarity import similarity_figure as similarity_figure

@@ -5,6 +5,8 @@ from ._affine import StreamStatistics as StreamStatistics
 from ._choices import choices as choices
 from ._comparison import SolverComparison as SolverComparison
 from ._comparison import compare_solvers as compare_solvers
+from ._crossed_fidelity import compare_fidelities as compare_fidelities
+from ._crossed_fidelity import fidelities_cv as fidelities_cv
 from ._diagnostics import MapDiagnostics as MapDiagnostics
 from ._diagnostics import map_diagnostics as map_diagnostics
 from ._diagnostics import score_intervals as score_intervals

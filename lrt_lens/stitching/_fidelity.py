@@ -43,7 +43,7 @@ from lrt_lens.statistics._random_directions import random_directions
 from lrt_lens.stitching._affine import MapPair
 from lrt_lens.stitching._stitch_data import StitchData
 
-_RIDGE = 1e-4
+RIDGE = 1e-4
 """Penalty λ of the inverses of ``"write"``, relative to the mean variance, for stitches whose
 solver has no penalty.
 """
@@ -248,13 +248,13 @@ def _with(
         # W_down: [d_target, d_source], so rows w become rows (W_down w)ᵀ = wᵀW_downᵀ
         return _correlation(directions, directions @ down.T, held_out)
     # The ridge penalty of the map's own fit. 0.0, or no entry `alpha`, means a solver without one.
-    alpha = float(stitch.scores.get("alpha", 0.0)) or _RIDGE
-    read_x = _regularised_solve(stitch.source_statistics.covariance, directions, alpha)
-    read_y = _regularised_solve(stitch.target_statistics.covariance, directions @ up, alpha)
+    alpha = float(stitch.scores.get("alpha", 0.0)) or RIDGE
+    read_x = regularised_solve(stitch.source_statistics.covariance, directions, alpha)
+    read_y = regularised_solve(stitch.target_statistics.covariance, directions @ up, alpha)
     return _correlation(read_x, read_y, held_out)
 
 
-def _regularised_solve(covariance: Tensor, rows: Tensor, alpha: float) -> Tensor:
+def regularised_solve(covariance: Tensor, rows: Tensor, alpha: float) -> Tensor:
     """Return ``(S + alpha·tr(S)/d·I)⁻¹ r`` for each row r of ``rows``, as rows."""
     covariance = covariance.double().cpu()
     penalty = alpha * covariance.diagonal().mean()
@@ -265,11 +265,22 @@ def _regularised_solve(covariance: Tensor, rows: Tensor, alpha: float) -> Tensor
 
 def _correlation(a: Tensor, c: Tensor, held_out: Scatter) -> Tensor:
     """Return corr(x·a, y·c) over held-out rows, as [direction]."""
-    # aᵀSxy'c / √(aᵀSxx'a · cᵀSyy'c)
+    return correlation_of(correlation_sums(a, c, held_out))
+
+
+def correlation_sums(a: Tensor, c: Tensor, held_out: Scatter) -> Tensor:
+    """Return the sums Σ(x·a)(y·c), Σ(x·a)² and Σ(y·c)² over centred rows, as [3, direction]."""
     over_dimensions = "direction d -> direction"
     covariance = reduce((a @ held_out.xy.cpu()) * c, over_dimensions, "sum")
     variance_x = reduce((a @ held_out.xx.cpu()) * a, over_dimensions, "sum")
     variance_y = reduce((c @ held_out.yy.cpu()) * c, over_dimensions, "sum")
+    return torch.stack([covariance, variance_x, variance_y])
+
+
+def correlation_of(sums: Tensor) -> Tensor:
+    """Return the correlations [direction] of the sums of `correlation_sums`."""
+    covariance, variance_x, variance_y = sums
+    # aᵀSxy'c / √(aᵀSxx'a · cᵀSyy'c)
     variance = variance_x * variance_y
     return covariance / variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt()
 

@@ -138,7 +138,7 @@ def fit_logistic(
     scaling = scaling or Scaling.of(x)
     # Means and deviations are those of all rows, held-out ones included: they use no labels.
     z = scaling.rows(x)
-    folds = _folds(y, n_folds, groups, seed)
+    folds = stratified_folds(y, n_folds, groups, seed)
     penalty = _choose_penalty(z, y, n_classes, _fit_sklearn, penalties, folds, fallback=1.0)
     return scaling.folded(*_fit_sklearn(z, y, penalty), penalty)
 
@@ -168,7 +168,7 @@ def fit_towards(
     z = scaling.rows(x)
     # A classifier of two classes has one column.
     n_classes = max(2, len(start.bias))
-    folds = _folds(y, n_folds, groups, seed)
+    folds = stratified_folds(y, n_folds, groups, seed)
     penalty = _choose_penalty(z, y, n_classes, fit, penalties, folds, fallback=penalties[-1])
     return scaling.folded(*fit(z, y, penalty), penalty)
 
@@ -207,7 +207,9 @@ def _choose_penalty(
     return penalties[len(penalties) - 1 - int(np.argmin(losses[::-1]))]
 
 
-def _folds(y: np.ndarray, n_folds: int, groups: np.ndarray | None, seed: int) -> list[_Fold]:
+def stratified_folds(
+    y: np.ndarray, n_folds: int, groups: np.ndarray | None, seed: int
+) -> list[_Fold]:
     """Stratified folds; none if a class has a single row (or a single group)."""
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 

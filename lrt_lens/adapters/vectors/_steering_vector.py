@@ -147,7 +147,7 @@ class SteeringVector:
             NonFiniteError: an activation is NaN or infinite.
         """
         rules = (read, short_texts, truncation)
-        (states,) = _read_states(load_model(model), contrast, [at], *rules)
+        (states,) = read_contrast_states(load_model(model), contrast, [at], *rules)
         return cls.learnt_from(states, "mean_difference")
 
     @classmethod
@@ -167,7 +167,7 @@ class SteeringVector:
         arguments and the errors are those of `mean_difference`.
         """
         rules = (read, short_texts, truncation)
-        (states,) = _read_states(load_model(model), contrast, [at], *rules)
+        (states,) = read_contrast_states(load_model(model), contrast, [at], *rules)
         return cls.learnt_from(states, "principal_component")
 
     @classmethod
@@ -216,7 +216,9 @@ class SteeringVector:
                 f"vector {self.name!r} was made by {self.method!r}; "
                 f"only {sorted(METHODS)} can be learnt again from texts"
             )
-        return _read_states(model, contrast, hooks, self.read, self.short_texts, self.truncation)
+        return read_contrast_states(
+            model, contrast, hooks, self.read, self.short_texts, self.truncation
+        )
 
     # ----------------------------------------------------------------------------------- arithmetic
 
@@ -477,7 +479,7 @@ class SteeringVector:
             return cls(direction=tensors["direction"], **fields)
 
 
-def _read_states(
+def read_contrast_states(
     model: HookedModel,
     contrast: ContrastSet,
     hooks: Sequence[int | str],

@@ -17,7 +17,7 @@ from lrt_lens.adapters.probes import (
 )
 from lrt_lens.adapters.probes._evaluation import _tables
 from lrt_lens.adapters.probes._linear_probe import METHODS, LinearFits
-from lrt_lens.adapters.probes._logistic import _folds
+from lrt_lens.adapters.probes._logistic import stratified_folds
 from lrt_lens.adapters.probes._probe_arms import shuffled_draws
 from lrt_lens.adapters.probes._split import Labelled, separate_texts, split_texts
 from lrt_lens.errors import MismatchError
@@ -296,7 +296,7 @@ def test_the_folds_of_a_probe_keep_groups_together(
     assert seen[0].tolist() == [i % 30 for i in range(60)]
     assert seen[1] is not None
     assert set(seen[1].tolist()) == set(range(30))
-    for train, held in _folds(np.array(LABELS), 5, seen[0], 0):
+    for train, held in stratified_folds(np.array(LABELS), 5, seen[0], 0):
         assert not {i % 30 for i in train} & {i % 30 for i in held}
     with pytest.raises(ValueError, match=r"1 group\(s\) and 60 text"):
         LinearProbe.fit(pair.source, TEXTS, LABELS, at=1, groups="pairs")
