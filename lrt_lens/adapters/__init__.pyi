@@ -1,4 +1,5 @@
 from . import concepts as concepts
+from . import labels as labels
 from . import probes as probes
 from . import saes as saes
 from . import vectors as vectors

@@ -29,6 +29,7 @@ from lrt_lens._stored_fields import as_damage, json_object, stored_fields, store
 from lrt_lens._tensor_files import read_tensor_file, write_tensors
 from lrt_lens.adapters._earlier_files import in_current_form
 from lrt_lens.adapters.vectors._contrast_states import METHODS, ContrastStates
+from lrt_lens.adapters.vectors._label_share import LabelShare
 from lrt_lens.adapters.vectors._steering_hook import Mode, Positions, SteeringHook, adding, setting
 from lrt_lens.data._contrast import ContrastSet
 from lrt_lens.errors import NonFiniteError
@@ -94,6 +95,8 @@ class SteeringVector:
     """Number of contrast pairs left out because the mask leaves nothing of a text."""
     n_cut: int = 0
     """Number of contrast texts that were cut to the context."""
+    labels: LabelShare | None = None
+    """Labelled pairs of this model that a transferred vector was combined with; None if none."""
     contrast_set: ContrastSet | None = field(default=None, repr=False)
     """Texts from which it was learnt; None for a vector from a file, which stores only their
     hash."""
@@ -146,7 +149,7 @@ class SteeringVector:
             NonFiniteError: an activation is NaN or infinite.
         """
         rules = (read, short_texts, truncation)
-        (states,) = _read_states(load_model(model), contrast, [at], *rules)
+        (states,) = read_contrast_states(load_model(model), contrast, [at], *rules)
         return cls.learnt_from(states, "mean_difference")
 
     @classmethod
@@ -166,7 +169,7 @@ class SteeringVector:
         arguments and the errors are those of `mean_difference`.
         """
         rules = (read, short_texts, truncation)
-        (states,) = _read_states(load_model(model), contrast, [at], *rules)
+        (states,) = read_contrast_states(load_model(model), contrast, [at], *rules)
         return cls.learnt_from(states, "principal_component")
 
     @classmethod
@@ -215,7 +218,9 @@ class SteeringVector:
                 f"vector {self.name!r} was made by {self.method!r}; "
                 f"only {sorted(METHODS)} can be learnt again from texts"
             )
-        return _read_states(model, contrast, hooks, self.read, self.short_texts, self.truncation)
+        return read_contrast_states(
+            model, contrast, hooks, self.read, self.short_texts, self.truncation
+        )
 
     # ----------------------------------------------------------------------------------- arithmetic
 
@@ -229,6 +234,7 @@ class SteeringVector:
             name=f"{self.name} + {other.name}",
             method="sum",
             transferred_by=self.transferred_by or other.transferred_by,
+            labels=None,
             contrast="",
             contrast_set=None,
         )
@@ -464,7 +470,7 @@ class SteeringVector:
             return cls(direction=tensors["direction"], **fields)
 
 
-def _read_states(
+def read_contrast_states(
     model: HookedModel,
     contrast: ContrastSet,
     hooks: Sequence[int | str],
