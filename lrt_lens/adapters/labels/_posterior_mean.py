@@ -17,7 +17,7 @@ and minimise the sum of squared errors in the metric Σ⁻¹. That sum is quadra
 with δ̄_i and s_i from the others; the second formula goes from k − 1 pairs to k. For a fixed s this
 is the positive-part estimator of James and Stein (1961), shrunk to s·v instead of 0.
 
-    metric = Metric.of(stitch.target_statistics.covariance)
+    metric = StreamMetric.of(stitch.target_statistics.covariance)
     posterior_mean(direction, differences, metric, weight="cv").direction
 
 Limits: errors of the map are taken to be spread like the stream itself; a covariance of the
@@ -36,14 +36,14 @@ RIDGE = 1e-3
 
 
 @dataclass(frozen=True)
-class Metric:
+class StreamMetric:
     """Lengths and products of directions in units of the standard deviation of a stream."""
 
     root: Float[Tensor, "d d"]
     """Lower Cholesky factor L of Σ + λ·tr(Σ)/d·I, float64."""
 
     @classmethod
-    def of(cls, covariance: Float[Tensor, "d d"], ridge: float = RIDGE) -> "Metric":
+    def of(cls, covariance: Float[Tensor, "d d"], ridge: float = RIDGE) -> "StreamMetric":
         """Return the metric of a covariance Σ [d, d].
 
         Raises:
@@ -82,7 +82,7 @@ class PosteriorMean:
 def posterior_mean(
     transferred: Float[Tensor, " d"],
     differences: Float[Tensor, "pair d"],
-    metric: Metric,
+    metric: StreamMetric,
     weight: Literal["cv", "fidelity"] | float = "cv",
     fidelity: float | None = None,
 ) -> PosteriorMean:
@@ -118,8 +118,8 @@ def left_out_weight(v: Float[Tensor, " d"], rows: Float[Tensor, "pair d"]) -> fl
     """Return w for k pairs, by the squared error of each pair predicted from the others.
 
     Args:
-        v: the transferred direction, as a row of `Metric.rows`.
-        rows: the differences, as rows of `Metric.rows`; at least two.
+        v: the transferred direction, as a row of `StreamMetric.rows`.
+        rows: the differences, as rows of `StreamMetric.rows`; at least two.
     """
     n = len(rows)
     # δ̄_i: mean of all differences but δ_i, [pair, d].

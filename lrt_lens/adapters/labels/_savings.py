@@ -37,7 +37,7 @@ from lrt_lens._repr_html import card, note, table
 from lrt_lens._settings import Settings
 from lrt_lens.figures._label_savings import label_savings_figure
 from lrt_lens.statistics._draws import prediction_interval
-from lrt_lens.statistics._intervals import percentiles, resamples, t_quantile
+from lrt_lens.statistics._intervals import expanded_percentiles, resamples, t_quantile
 
 NATIVE = "native"
 """Arm that uses k labels of the target alone, against which labels are counted."""
@@ -150,36 +150,35 @@ class _NativeCurve:
 
     def saved(self, own: np.ndarray, k: int) -> dict[str, Any]:
         """Return the columns of labels saved by an arm with values [draw] and k labels."""
-        mean, curve = float(own.mean()), self.values.mean(0)
-        value, low, high = self._saved(mean, curve, k), math.nan, math.nan
+        means, curves = own.mean(keepdims=True), self.values.mean(0, keepdims=True)
+        value, low, high = float(self._saved(means, curves, k)[0]), math.nan, math.nan
         # Draws of the arm and of native belong together, so they are resampled together.
         if len(own) > 1:
-            draws = [
-                self._saved(float(own[index].mean()), self.values[index].mean(0), k)
-                for index in resamples(len(own), seed=0)
-            ]
-            interval = percentiles(value, np.array(draws))
+            index = resamples(len(own), seed=0)
+            draws = self._saved(own[index].mean(1), self.values[index].mean(1), k)
+            interval = expanded_percentiles(value, draws, len(own))
             low, high = interval.low, interval.high
         return {
             "labels_saved": value,
             "saved_low": low,
             "saved_high": high,
-            "at_least": mean > float(curve.max()),
+            "at_least": float(means[0]) > float(curves.max()),
         }
 
-    def _saved(self, value: float, curve: np.ndarray, k: int) -> float:
+    def _saved(self, values: np.ndarray, curves: np.ndarray, k: int) -> np.ndarray:
+        """Return labels saved for values [row] and curves of native [row, k]."""
         # More labels do not make native worse but for noise, which the running maximum removes.
-        rising = np.maximum.accumulate(curve)
-        # The first number of labels at which native reaches the value, linear in log(k + 1).
-        reached = int(np.searchsorted(rising, value))
-        if reached == 0:
-            return float(-k)
-        if reached == len(rising):
-            return float(self.ks[-1] - k)
-        low, high = rising[reached - 1], rising[reached]
-        share = (value - low) / (high - low)
-        ends = np.log1p(self.ks[[reached - 1, reached]])
-        return float(np.expm1(ends[0] + share * (ends[1] - ends[0])) - k)
+        rising = np.maximum.accumulate(curves, axis=1)
+        # The first number of labels at which native reaches the value, 0 at chance.
+        reached = (rising < values[:, None]).sum(1)
+        upper = np.clip(reached, 1, len(self.ks) - 1)
+        low, high = (np.take_along_axis(rising, at[:, None], 1)[:, 0] for at in (upper - 1, upper))
+        # Linear in log(k + 1) between two numbers; a value outside of both is at the nearer one.
+        rise = np.where(high > low, high - low, 1.0)
+        share = np.clip((values - low) / rise, 0, 1)
+        ends = np.log1p(self.ks)
+        between = np.expm1(ends[upper - 1] + share * (ends[upper] - ends[upper - 1]))
+        return np.where(reached == len(self.ks), self.ks[-1], between) - k
 
 
 def _difference(values: np.ndarray | None) -> dict[str, float]:

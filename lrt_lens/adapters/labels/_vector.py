@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import Literal
 
 from lrt_lens._numbers import checked_number
-from lrt_lens.adapters.labels._posterior_mean import Metric, posterior_mean
+from lrt_lens.adapters.labels._posterior_mean import StreamMetric, posterior_mean
 from lrt_lens.adapters.vectors._label_share import LabelRule, LabelShare
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.data._contrast import ContrastSet
@@ -82,7 +82,7 @@ def combine_vector(
     result = posterior_mean(
         transferred.direction,
         states.positive - states.negative,
-        Metric.of(statistics.covariance),
+        StreamMetric.of(statistics.covariance),
         weight,
         fidelity,
     )

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from lrt_lens._progress import tqdm
 from lrt_lens._settings import resolve, takes
-from lrt_lens.adapters.labels._posterior_mean import Metric, posterior_mean
+from lrt_lens.adapters.labels._posterior_mean import StreamMetric, posterior_mean
 from lrt_lens.adapters.labels._savings import (
     LabelSavings,
     LabelSavingsSettings,
@@ -124,7 +124,7 @@ class _VectorDraws:
         # The order of the pool is random, so its first k pairs are a draw, nested over k.
         for k in label_counts(self.settings, self.n_pool, FEWEST_PAIRS):
             yield from measures.rows("native", k, draw, differences[:k].mean(0))
-        metric = Metric.of(self.stitch.target_statistics.covariance)
+        metric = StreamMetric.of(self.stitch.target_statistics.covariance)
         for name, prior, rule, rho in self._priors(vector):
             for k in self.settings.ks:
                 if k:

@@ -9,7 +9,7 @@ from scipy.optimize import minimize_scalar
 
 from lrt_lens.adapters.labels._posterior_mean import (
     RIDGE,
-    Metric,
+    StreamMetric,
     left_out_weight,
     posterior_mean,
     predicted_weight,
@@ -53,7 +53,7 @@ def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
 def test_products_of_rows_are_those_of_the_inverse_covariance() -> None:
     sigma = covariance()
     x = np.random.default_rng(3).standard_normal((5, D))
-    rows = Metric.of(torch.from_numpy(sigma)).rows(torch.from_numpy(x)).numpy()
+    rows = StreamMetric.of(torch.from_numpy(sigma)).rows(torch.from_numpy(x)).numpy()
     np.testing.assert_allclose(rows @ rows.T, x @ np.linalg.inv(ridged(sigma)) @ x.T, rtol=1e-9)
 
 
@@ -71,7 +71,7 @@ def test_it_is_the_mean_of_the_normal_posterior() -> None:
     )
     expected = scale * prior + gain @ (mean - scale * prior)
     weight = tau**2 / (tau**2 + noise**2 / k)
-    result = posterior_mean(v, differences, Metric.of(sigma), weight)
+    result = posterior_mean(v, differences, StreamMetric.of(sigma), weight)
     np.testing.assert_allclose(result.direction.numpy(), expected, rtol=1e-8)
     assert result.scale == pytest.approx(scale)
 
@@ -102,7 +102,7 @@ def test_the_weight_has_the_smallest_left_out_error(k: int, error: float) -> Non
         options={"xatol": 1e-9},
     )
     best = found.x
-    metric = Metric.of(sigma)
+    metric = StreamMetric.of(sigma)
     weight = left_out_weight(metric.rows(v[None])[0], metric.rows(differences))
     # From k − 1 pairs to k: r = (k − 1)(1 − w₋)/w₋ pairs is what the transfer is worth.
     worth = (k - 1) * (1 - best) / best
@@ -112,7 +112,7 @@ def test_the_weight_has_the_smallest_left_out_error(k: int, error: float) -> Non
 def test_without_a_direction_it_is_the_estimator_of_james_and_stein() -> None:
     """With s = 0, the left-out weight is 1 − σ²d / (k ‖δ̄‖²)."""
     _, _, differences, sigma = problem(8, error=1.0, noise=1.0)
-    rows = Metric.of(sigma).rows(differences)
+    rows = StreamMetric.of(sigma).rows(differences)
     mean = rows.mean(0)
     # A direction that every mean of seven points away from has s = 0 in every left-out fit.
     away = -mean
@@ -127,7 +127,7 @@ def test_without_a_direction_it_is_the_estimator_of_james_and_stein() -> None:
 
 def test_it_does_not_depend_on_the_length_of_the_transferred_direction() -> None:
     _, v, differences, sigma = problem(6, error=0.5)
-    metric = Metric.of(sigma)
+    metric = StreamMetric.of(sigma)
     one, other = (posterior_mean(x, differences, metric) for x in (v, 100 * v))
     torch.testing.assert_close(one.direction, other.direction)
     assert one.weight == pytest.approx(other.weight)
@@ -135,7 +135,7 @@ def test_it_does_not_depend_on_the_length_of_the_transferred_direction() -> None
 
 def test_weights_of_0_and_1_are_the_transferred_direction_and_the_mean_difference() -> None:
     _, v, differences, sigma = problem(6, error=0.5)
-    metric = Metric.of(sigma)
+    metric = StreamMetric.of(sigma)
     assert cosine(posterior_mean(v, differences, metric, 0.0).direction, v) == pytest.approx(1)
     own = posterior_mean(v, differences, metric, 1.0).direction
     torch.testing.assert_close(own, differences.mean(0))
@@ -146,7 +146,7 @@ def mean_cosines(k: int, error: float, n: int = 40) -> tuple[float, float, float
     rows = []
     for seed in range(n):
         truth, v, differences, sigma = problem(k, error=error, seed=seed)
-        result = posterior_mean(v, differences, Metric.of(sigma))
+        result = posterior_mean(v, differences, StreamMetric.of(sigma))
         vectors = (result.direction, differences.mean(0), v)
         rows.append([*(cosine(x, truth) for x in vectors), result.weight])
     combined, native, transferred, weight = np.mean(rows, axis=0)
@@ -165,7 +165,7 @@ def test_a_prior_that_is_wrong_does_not_harm_in_its_metric(k: int) -> None:
     errors = []
     for seed in range(40):
         truth, v, differences, sigma = problem(k, error=100.0, seed=seed)
-        metric = Metric.of(sigma)
+        metric = StreamMetric.of(sigma)
         estimates = (posterior_mean(v, differences, metric).direction, differences.mean(0))
         rows = metric.rows(torch.stack([one - truth for one in estimates]))
         errors.append((rows**2).sum(1).numpy())
@@ -188,7 +188,7 @@ def test_many_pairs_are_taken_alone() -> None:
 
 def test_a_predicted_fidelity_sets_the_variance_of_the_prior() -> None:
     _, v, differences, sigma = problem(6, error=0.5)
-    metric = Metric.of(sigma)
+    metric = StreamMetric.of(sigma)
     direction, rows = metric.rows(v[None])[0], metric.rows(differences)
     weights = [predicted_weight(direction, rows, rho) for rho in (1.0, 0.9, 0.5, 0.1, 0.0, -0.5)]
     assert weights[0] == 0
@@ -205,12 +205,12 @@ def test_a_predicted_fidelity_sets_the_variance_of_the_prior() -> None:
 def test_pairs_that_point_away_leave_nothing_of_a_weight_of_0() -> None:
     _, v, differences, sigma = problem(6, error=0.1, noise=0.1)
     with pytest.raises(ValueError, match="6 pairs point away from the transferred direction"):
-        posterior_mean(-v, differences, Metric.of(sigma), 0.0)
-    away = posterior_mean(-v, differences, Metric.of(sigma))
+        posterior_mean(-v, differences, StreamMetric.of(sigma), 0.0)
+    away = posterior_mean(-v, differences, StreamMetric.of(sigma))
     assert away.weight == 1
     torch.testing.assert_close(away.direction, differences.mean(0))
 
 
 def test_a_stream_without_variance_is_refused() -> None:
     with pytest.raises(ValueError, match=r"mean variance 0; expected .*target_statistics"):
-        Metric.of(torch.zeros(3, 3))
+        StreamMetric.of(torch.zeros(3, 3))

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import lrt_lens as lrt
+from lrt_lens.adapters.labels._savings import _difference, _NativeCurve
 
 
 @pytest.fixture(scope="module")
@@ -113,16 +114,25 @@ def test_the_interval_of_labels_saved_contains_draws_of_both_arms() -> None:
     assert result["saved_high"] - result["saved_low"] < 1
 
 
-def test_intervals_of_a_difference_cover_the_true_one_in_95_percent() -> None:
-    rng, n = np.random.default_rng(1), 400
-    covered = 0
+def test_intervals_cover_the_truth_in_95_percent() -> None:
+    """Draws of both arms are correlated, because both see the same labels."""
+    rng, n, n_draws = np.random.default_rng(1), 300, 20
+    ks, mean = np.array([0, 2, 4, 8, 16]), np.array([0.0, 0.5, 0.65, 0.78, 0.87])
+    spread = np.array([0.0, 0.12, 0.09, 0.06, 0.04])
+    # Native reaches .72 between 4 and 8 labels, linear in log(k + 1).
+    share = (0.72 - 0.65) / (0.78 - 0.65)
+    truth = 5 * (9 / 5) ** share - 1 - 4
+    saved = above = 0
     for _ in range(n):
-        shared = 0.1 * rng.standard_normal(12)
-        own = (0.8 + shared + 0.02 * rng.standard_normal(12)).tolist()
-        native = (0.75 + shared + 0.02 * rng.standard_normal(12)).tolist()
-        one = row(made({("native", 4): native, ("combined", 4): own}), "combined", 4)
-        covered += one["above_low"] < 0.05 < one["above_high"]
-    assert 0.92 < covered / n < 0.98
+        shared = rng.standard_normal((n_draws, 1))
+        native = mean + spread * (shared + rng.standard_normal((n_draws, 5)))
+        own = 0.72 + 0.05 * (shared[:, 0] + rng.standard_normal(n_draws))
+        one = _NativeCurve(ks, native).saved(own, 4)
+        saved += one["saved_low"] <= truth <= one["saved_high"]
+        two = _difference(own - native[:, 2])
+        above += two["above_low"] <= 0.72 - 0.65 <= two["above_high"]
+    assert 0.91 <= saved / n <= 0.99
+    assert 0.91 <= above / n <= 0.99
 
 
 # -------------------------------------------------------------------------------- vectors
