@@ -162,22 +162,22 @@ def tasks(options: Options) -> list[Task]:
 
 
 def compared_rows(judged: pd.DataFrame) -> list[Compared]:
-    """Labels saved by the transfer alone, and by the combination with the smallest k."""
+    """Labels saved by the combination with the smallest k, and by the transfer alone."""
+    tasks_of = {str(task): part for task, part in judged.groupby("task", sort=False)}
+    k = smallest_k(judged)
     rows = []
-    for task, part in judged.groupby("task", sort=False):
-        k = smallest_k(part)
-        for arm, control, count in (
-            ("combined", "combined_shuffled", k),
-            ("transferred", "shuffled", 0),
-        ):
+    for arm, control, count in (
+        ("combined", "combined_shuffled", k),
+        ("transferred", "shuffled", 0),
+    ):
+        how = f"combined with {k}" if count else "transferred alone"
+        for task, part in tasks_of.items():
             own, null = row_of(part, arm, count), row_of(part, control, count)
-            if own is None:
-                continue
+            assert own is not None, "every task has both arms"
+            least = " (at least)" if own["at_least"] else ""
             rows.append(
                 Compared(
-                    f"{own['unit']} saved, {task}, "
-                    f"{f'combined with {k}' if count else 'transferred alone'}"
-                    f"{' (at least)' if own['at_least'] else ''}",
+                    f"{own['unit']} saved, {task}, {how}{least}",
                     float(own["labels_saved"]),
                     low=float(own["saved_low"]),
                     high=float(own["saved_high"]),

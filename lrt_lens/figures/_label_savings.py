@@ -39,8 +39,10 @@ _STYLES = {
     "shuffled": ArmStyle("shuffled map, no label", "#CC79A7", dash="dot", width=1.5),
 }
 """Style of each arm, in the order in which figures list them."""
+_NAMES = {"auroc": "AUROC"}
+"""Title of the axis of a measure, if it is not its name."""
 _TITLES = {"cosine": "cosine to the direction of held-out pairs", "auroc": "held-out AUROC"}
-"""Title of a measure, if it is not its name."""
+"""Title of the panel of a measure, if it is not its name."""
 
 
 def label_savings_figure(summary: pd.DataFrame) -> "go.Figure":
@@ -62,6 +64,7 @@ def label_savings_figure(summary: pd.DataFrame) -> "go.Figure":
     figure = make_subplots(cols=len(measures), subplot_titles=titles, horizontal_spacing=0.1)
     counts = sorted({int(k) for k in summary["k"] if k})
     for column, measure in enumerate(measures, start=1):
+        figure.update_yaxes(title_text=_NAMES.get(measure, measure), **panel(1, column))
         part = rows_where(summary, "measure", measure)
         for arm in arms:
             rows = rows_where(part, "arm", arm).sort_values("k")
@@ -70,7 +73,6 @@ def label_savings_figure(summary: pd.DataFrame) -> "go.Figure":
     unit = summary["unit"].to_list()[0]
     ticks: dict[str, Any] = {"tickvals": counts, "ticktext": [str(k) for k in counts]}
     figure.update_xaxes(type="log", title_text=f"labelled {unit} of the target (k)", **ticks)
-    figure.update_yaxes(title_text=measures[0], **panel(1, 1))
     subtitle = "bars: where another draw of texts falls"
     text = f"What k labels add to a transfer: {summary['task'].to_list()[0]}"
     title = {"text": text, "subtitle": {"text": subtitle}}
