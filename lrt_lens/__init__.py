@@ -38,6 +38,7 @@ _PACKAGES = (
     "stitching.solvers",
     "adapters.vectors",
     "adapters.probes",
+    "adapters.labels",
     "adapters.saes",
     "adapters.concepts",
     "adapters.layers",

@@ -44,6 +44,7 @@ ORDER = (
     "adapters._earlier_files",
     "adapters.vectors",
     "adapters.probes",
+    "adapters.labels",
     "adapters.saes",
     "adapters.concepts",
     "adapters.layers",

@@ -1,4 +1,5 @@
 from . import concepts as concepts
+from . import labels as labels
 from . import layers as layers
 from . import probes as probes
 from . import saes as saes

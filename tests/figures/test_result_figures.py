@@ -20,6 +20,7 @@ import torch
 
 import lrt_lens
 from lrt_lens.adapters.concepts import ConceptInterpolation, ConceptTransfer
+from lrt_lens.adapters.labels import LabelSavings
 from lrt_lens.adapters.probes import ProbeEvaluation
 from lrt_lens.adapters.saes import (
     CodeMapEvaluation,
@@ -443,6 +444,27 @@ def of(name: str) -> Any:
     return getattr(FeatureEvaluation, name)(features())
 
 
+def label_savings() -> LabelSavings:
+    arms = {"native": (4, 16), "transferred": (0,), "combined": (4, 16), "shuffled": (0,)}
+    rows = [
+        {
+            "task": "mood",
+            "unit": "pairs",
+            "measure": measure,
+            "arm": arm,
+            "k": k,
+            "draw": draw,
+            "value": 0.5 + k / 50 + draw / 100,
+            "weight": 0.5,
+        }
+        for measure in ("cosine", "auroc")
+        for arm, ks in arms.items()
+        for k in ks
+        for draw in range(3)
+    ]
+    return LabelSavings(pd.DataFrame(rows), {"cosine": 0.0, "auroc": 0.5}, 20, 20)
+
+
 FIGURES: dict[str, Any] = {
     "SteeringEvaluation": lambda: steering().figure(),
     "SteeringEvaluation curves": lambda: steering().figure("curves"),
@@ -465,6 +487,7 @@ FIGURES: dict[str, Any] = {
     "SAEInitialisation savings": lambda: initialisation().figure("savings"),
     "SAEScaling": lambda: scaling().figure(),
     "SAETraining": lambda: training().figure(),
+    "LabelSavings": lambda: label_savings().figure(),
     "MapDiagnostics": lambda: diagnostics().figure(),
     "StitchLoss": lambda: stitch_loss().figure(),
     "SolverComparison": lambda: comparison().figure(),

@@ -55,6 +55,7 @@ from lrt_lens.adapters.probes._logistic import (
     probabilities,
 )
 from lrt_lens.adapters.probes._probe_rows import corpus_digest, read_rows, row_labels
+from lrt_lens.adapters.vectors._label_share import LabelShare
 from lrt_lens.errors import NonFiniteError
 from lrt_lens.models._belonging import Origin, refuse_impossible_hook, refuse_other_reader
 from lrt_lens.models._hook_points import resolve
@@ -151,7 +152,8 @@ class LinearProbe:
     corpus: str = ""
     """Hash of the texts and labels on which it was fitted."""
     penalty: float = float("nan")
-    """Penalty λ of the fit, for standardised features and the mean cross-entropy."""
+    """Penalty λ of the fit, for standardised features and the mean cross-entropy; of a combined
+    probe for whitened features and the distance to the transferred weights."""
     skip_first: int = SKIP_FIRST
     """Number of first positions of a text that are never read, as in the fit of a map."""
     short_texts: ShortTexts = "drop"
@@ -162,6 +164,8 @@ class LinearProbe:
     """Number of texts of the fit left out because the mask leaves nothing of them."""
     n_cut: int = 0
     """Number of texts of the fit that were cut to the context."""
+    labels: LabelShare | None = None
+    """Labelled texts of this model that a transferred probe was combined with; None if none."""
     before: AffineMap | None = None
     """Map applied to every token before pooling; only for ``read="max"``."""
     n_recentred: int = 0

@@ -12,6 +12,7 @@ cross-entropy over stratified folds; of equal ones the larger.
 
     fit_logistic(x, y, n_classes=2)                # V₀ = 0, scikit-learn's LogisticRegression
     fit_towards(x, y, start=transferred)           # V₀ ≠ 0, L-BFGS on the same objective
+    fit_towards(x, y, start, scaling=Whitening.of(mean, covariance, ridge=1e-3))
 
 Limits: scikit-learn does not offer V₀ ≠ 0, so `fit_towards` has its own solver; the tests compare
 both for V₀ = 0.
@@ -103,6 +104,48 @@ def log_probabilities(logits: np.ndarray) -> np.ndarray:
     return -np.logaddexp(np.zeros(()), np.stack(others, 1) - full)
 
 
+@dataclass(frozen=True)
+class Whitening:
+    """Mean and root of the covariance of a stream, which whiten features.
+
+    A penalty on weights of whitened features is one on the variance of the logits over the stream:
+    ``‖Σ^½ w‖² = wᵀ Σ w``.
+    """
+
+    mean: np.ndarray
+    """Mean μ of the stream, [d]."""
+    root: np.ndarray
+    """Symmetric root Σ^½ of the covariance, [d, d]."""
+    inverse: np.ndarray
+    """Inverse Σ^-½ of the root, [d, d]."""
+
+    @classmethod
+    def of(cls, mean: np.ndarray, covariance: np.ndarray, ridge: float) -> "Whitening":
+        """Whitening of a mean [d] and a covariance [d, d].
+
+        ``ridge`` times the mean variance is added to every variance.
+        """
+        values, vectors = np.linalg.eigh(covariance)
+        # Σ + λ·tr(Σ)/d·I = V Λ Vᵀ; rounding can leave eigenvalues below 0.
+        deviations = np.sqrt(np.maximum(values, 0) + ridge * max(float(values.mean()), 1e-300))
+        return cls(mean, (vectors * deviations) @ vectors.T, (vectors / deviations) @ vectors.T)
+
+    def rows(self, x: np.ndarray) -> np.ndarray:
+        """Whitened rows, ``z = (x − μ) Σ^-½``."""
+        return (x - self.mean) @ self.inverse
+
+    def folded(self, weight: np.ndarray, bias: np.ndarray, penalty: float) -> Logistic:
+        """Classifier of plain rows that equals a classifier of whitened rows."""
+        # z·v + c = x·(Σ^-½ v) + c − μ·(Σ^-½ v)
+        plain = self.inverse @ weight
+        return Logistic(plain, bias - self.mean @ plain, penalty)
+
+    def unfolded(self, classifier: Logistic) -> tuple[np.ndarray, np.ndarray]:
+        """Return weight and bias on whitened rows of a classifier of plain rows."""
+        # x·w + c = z·(Σ^½ w) + c + μ·w
+        return self.root @ classifier.weight, classifier.bias + self.mean @ classifier.weight
+
+
 def probabilities(logits: np.ndarray) -> np.ndarray:
     """Probabilities [row, class] from logits of one column (two classes) or one per class."""
     # A sigmoid is a softmax whose first logit is 0.
@@ -151,7 +194,7 @@ def fit_towards(
     penalties: tuple[float, ...] = TOWARDS_PENALTIES,
     n_folds: int = N_FOLDS,
     groups: np.ndarray | None = None,
-    scaling: Scaling | None = None,
+    scaling: Scaling | Whitening | None = None,
     seed: int = 0,
 ) -> Logistic:
     """Classifier of rows into classes, shrunk to the classifier ``start`` instead of to 0.
@@ -241,22 +284,28 @@ def _fit_shrunk(
     n, columns = len(z), origin.shape[1]
     # One-hot labels [row, class]; the gradient uses the last `columns` of them, as p does.
     truth = np.eye(max(2, columns))[y]
+    logits = z @ origin + offset
+    # The gradient is zero only if V − V₀ is a combination of the rows. Fewer rows than dimensions
+    # therefore leave as many coordinates as rows: zᵀ = Q R, V − V₀ = Q U, and ‖Q U‖ = ‖U‖.
+    basis = np.linalg.qr(z.T)[0] if n < z.shape[1] else None
+    rows = z if basis is None else z @ basis
 
     def objective(step: np.ndarray) -> tuple[float, np.ndarray]:
         change, bias = step[:-columns].reshape(-1, columns), step[-columns:]
-        p = probabilities(z @ (origin + change) + offset + bias)
+        p = probabilities(logits + rows @ change + bias)
         # mean cross-entropy + λ/2 (‖V − V₀‖² + ‖c − c₀‖²)
         loss = (
             -np.log(np.maximum(p[np.arange(n), y], 1e-300)).mean() + penalty / 2 * (step**2).sum()
         )
         # gradient: zᵀ(p − y)/n + λ (V − V₀), and Σ(p − y)/n + λ (c − c₀)
         error = (p - truth)[:, -columns:] / n
-        gradient = [(z.T @ error + penalty * change).ravel(), error.sum(0) + penalty * bias]
+        gradient = [(rows.T @ error + penalty * change).ravel(), error.sum(0) + penalty * bias]
         return float(loss), np.concatenate(gradient)
 
     # `step` is V − V₀ and c − c₀, flattened, so that 0 is the start and the penalty is λ/2 ‖step‖².
-    start = np.zeros(origin.size + columns)
+    start = np.zeros((rows.shape[1] + 1) * columns)
     options: dict[str, Any] = {"maxiter": _MAX_ITER, "gtol": 1e-6}
     step = minimize(objective, start, jac=True, method="L-BFGS-B", options=options).x
     change = rearrange(step[:-columns], "(d column) -> d column", column=columns)
-    return origin + change, offset + step[-columns:]
+    whole = change if basis is None else basis @ change
+    return origin + whole, offset + step[-columns:]

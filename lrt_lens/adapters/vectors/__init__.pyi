@@ -18,6 +18,7 @@ from ._compared_continuations import compare_continuations as compare_continuati
 from ._evaluation import SteeringSettings as SteeringSettings
 from ._evaluation import evaluate_steering as evaluate_steering
 from ._intervention import Intervention as Intervention
+from ._label_share import LabelShare as LabelShare
 from ._levels import recentre_level as recentre_level
 from ._neutral_text import NeutralText as NeutralText
 from ._preferences import PreferenceText as PreferenceText

@@ -30,6 +30,7 @@ from lrt_lens._stored_fields import as_damage, json_object, stored_fields, store
 from lrt_lens._tensor_files import read_tensor_file, write_tensors
 from lrt_lens.adapters._earlier_files import in_current_form
 from lrt_lens.adapters.vectors._contrast_states import METHODS, ContrastStates
+from lrt_lens.adapters.vectors._label_share import LabelShare
 from lrt_lens.adapters.vectors._steering_hook import Mode, Positions, SteeringHook, adding, setting
 from lrt_lens.data._contrast import ContrastSet
 from lrt_lens.errors import NonFiniteError
@@ -95,6 +96,8 @@ class SteeringVector:
     """Number of contrast pairs left out because the mask leaves nothing of a text."""
     n_cut: int = 0
     """Number of contrast texts that were cut to the context."""
+    labels: LabelShare | None = None
+    """Labelled pairs of this model that a transferred vector was combined with; None if none."""
     contrast_set: ContrastSet | None = field(default=None, repr=False)
     """Texts from which it was learnt; None for a vector from a file, which stores only their
     hash."""
@@ -232,6 +235,7 @@ class SteeringVector:
             name=f"{self.name} + {other.name}",
             method="sum",
             transferred_by=self.transferred_by or other.transferred_by,
+            labels=None,
             contrast="",
             contrast_set=None,
         )
