@@ -273,7 +273,9 @@ def initialisation() -> SAEInitialisation:
     given: dict[str, Any] = {
         "history": history(arms),
         "cosines": cosines,
-        "thresholds": threshold_table(history(arms), [0.5, 0.95], 1e6),
+        "thresholds": threshold_table(
+            history(arms), [0.5, 0.95], {"scratch": 0.0, "transferred": 1e6, "rotated": 0.0}
+        ),
     }
     fields = inspect.signature(SAEInitialisation).parameters.values()
     return SAEInitialisation(

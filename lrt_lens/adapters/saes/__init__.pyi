@@ -18,6 +18,7 @@ from ._sparse_probing import evaluate_sparse_probes as evaluate_sparse_probes
 from ._sparsify import load_sparsify as load_sparsify
 from ._training import SAETraining as SAETraining
 from ._training import SAETrainingSettings as SAETrainingSettings
+from ._training import measure_rows as measure_rows
 from ._training import train_sae as train_sae
 from ._transfer import transfer_sae as transfer_sae
 from ._unit_norm import unit_norm_decoder as unit_norm_decoder

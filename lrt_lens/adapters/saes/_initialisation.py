@@ -6,20 +6,23 @@
     study.savings       # share of scratch's FLOPs saved, with and without the source SAE's cost
 
 Problem: a transferred SAE is a good start, but is the start cheaper than training from scratch, and
-is that due to the transfer? Mechanism: the same training runs from four initialisations.
+is that due to the transfer? Mechanism: the same training runs from several initialisations.
 
 Arms: ``scratch``; ``transferred``; ``shuffled`` (through the map of shuffled pairs); ``rotated``
 (through a random semi-orthogonal matrix: the geometry of a trained SAE without information about
-the target). All arms have the same architecture, rows, order of rows and learning rate.
+the target); and with ``refit=``, ``refitted``, ``shuffled_refitted`` and ``random_refitted``
+(`lrt_lens.adapters.saes._refit_arms`). All arms have the same architecture, rows and order of rows.
+Their learning rate is the same, or, with ``lrs=``, the one with which each arm is fastest on a
+validation seed.
 
 FLOPs are those of training steps. ``flops_with_stitch`` adds the cost of fitting the maps
-(`stitch_flops`) to the two arms that start from fitted maps. The cost of the source's SAE is in
-``source_sae_flops`` of the study, if its training tokens are known, and in no row. As in the paper,
-forward passes of the language models are charged to no arm. Thresholds are measured on documents
-that the fit of the stitch has not read.
+(`stitch_flops`) to the arms that start from fitted maps, and that of the refit to refitted arms.
+The cost of the source's SAE is in ``source_sae_flops`` of the study, if its training tokens are
+known, and in no row. As in the paper, forward passes of the language models are charged to no arm.
+Thresholds are measured on documents that the fit of the stitch has not read.
 
 Source: Stitching (arXiv 2506.06609), figure 2; the arms ``shuffled`` and ``rotated`` and the costs
-are ours.
+are ours, as is the refit.
 
 Limits: thresholds are relative to scratch with the same number of tokens, so a longer run moves
 them.
@@ -42,6 +45,7 @@ from lrt_lens.adapters.saes._compatibility import (
     trained_context,
 )
 from lrt_lens.adapters.saes._random_maps import random_rotation
+from lrt_lens.adapters.saes._refit_arms import refit_arms
 from lrt_lens.adapters.saes._rows import SAERows
 from lrt_lens.adapters.saes._training import (
     SAETraining,
@@ -50,15 +54,14 @@ from lrt_lens.adapters.saes._training import (
     tokens_to,
     train_sae,
 )
+from lrt_lens.adapters.saes.refit._rows import SAERefit
 from lrt_lens.data._documents import Documents, DocumentSource
 from lrt_lens.errors import MismatchError
 from lrt_lens.figures._sae import initialisation_figure, savings_figure
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.stitching._stitch import Stitch
 
-STUDY_ARMS = ("scratch", "transferred", "shuffled", "rotated")
-"""Initialisations in the order of tables and figures."""
-UNSTITCHED = ("scratch", "rotated")
+UNSTITCHED = ("scratch", "rotated", "random_refitted")
 """Arms that start without a fitted map and are charged for none."""
 _CONTEXT_LENGTH = 256
 """Largest number of tokens per window of rows that are made from text."""
@@ -84,7 +87,8 @@ class SAEInitialisation:
     """
     runs: pd.DataFrame
     """One row per arm and seed: arm, seed, initial, final (explained variance), dead_fraction,
-    cosine_median (decoder rows to their initial values).
+    cosine_median (decoder rows to their initial values), lr, start_flops (cost of the arm's
+    stitch and refit).
     """
     cosines: pd.DataFrame = field(repr=False)
     """One row per arm, seed and feature: decoder_cosine."""
@@ -139,7 +143,7 @@ class SAEInitialisation:
         for arm, of_arm in self.thresholds[~is_scratch].groupby("arm", sort=False):
             for share, part in of_arm.groupby("share_of_final", sort=False):
                 reference = np.array([scratch[seed, share] for seed in part["seed"]])
-                flops = part["flops_with_stitch"].to_numpy()
+                flops = np.asarray(part["flops_with_stitch"], dtype=float)
                 # saved = 1 − FLOPs of the arm / FLOPs of scratch, to the same explained variance
                 saved = 1 - flops / reference
                 charged = 1 - (flops + self.source_sae_flops) / reference
@@ -177,6 +181,8 @@ def study_sae_initialisation(
     seeds: Sequence[int] = (0, 1, 2),
     shares: Sequence[float] = (0.8, 0.9, 0.95, 0.98),
     source_sae_tokens: int | None = None,
+    refit: SAERefit | None = None,
+    lrs: Sequence[float] | None = None,
     progress: bool = True,
     **options: Any,
 ) -> SAEInitialisation:
@@ -192,10 +198,14 @@ def study_sae_initialisation(
         seeds: seeds of weights, order of rows and rotation, but not of the transferred weights.
         shares: thresholds, as shares of scratch's final explained variance; 0.95 is always added.
         source_sae_tokens: training tokens of the source's SAE, to charge their cost.
+        refit: models, documents and settings of the refitted arms; None leaves them out.
+        lrs: learning rates to choose from, for each arm on a seed that is not among ``seeds``;
+            None gives all arms the ``lr`` of ``options``.
         progress: show bars.
         options: fields of `SAETrainingSettings`: batch_rows, lr, lr_decay_share, ….
 
     Raises:
+        ValueError: ``lrs`` is empty.
         MismatchError: the SAE belongs to another width, hook point, model, basis or tokenizer; the
             models are not the stitch's; rows of another hook point or model, or split by another
             seed than the stitch's.
@@ -208,24 +218,34 @@ def study_sae_initialisation(
     check_source_sae(sae, pair, stitch)
     # Every run reads the same rows: the model runs over the documents once.
     rows = rows_of(documents, pair, stitch, [sae]).in_memory(n_rows or n_tokens)
-    scratch = _scratch_config(stitch.transfer(sae))
+    starts = _starts(stitch, sae, refit)
+    scratch = _scratch_config(starts["transferred"].sae)
+
+    def train(start: _Start, seed: int, lr: float | None) -> SAETraining:
+        init = start.sae_of(seed)
+        own: dict[str, Any] = {"n_tokens": n_tokens, "seed": seed, "progress": progress}
+        own |= {} if lr is None else {"lr": lr}
+        config = scratch if init is None else None
+        return train_sae(None, rows, init=init, config=config, **(options | own))
+
+    chosen = _learning_rates(starts, train, max(seeds) + 1, lrs)
     histories, runs, cosines = [], [], []
     per_token = float("nan")
     for seed in seeds:
-        for arm, init in _inits(stitch, sae, seed).items():
-            config = scratch if init is None else None
-            options |= {"n_tokens": n_tokens, "seed": seed, "progress": progress}
-            run = train_sae(None, rows, init=init, config=config, **options)
+        for arm, start in starts.items():
+            run = train(start, seed, chosen[arm])
             per_token = run.flops_per_token
             histories.append(run.history.assign(arm=arm, seed=seed))
-            runs.append({"arm": arm, "seed": seed} | _ends(run))
+            lr = options.get("lr", SAETrainingSettings().lr) if chosen[arm] is None else chosen[arm]
+            about = {"lr": lr, "start_flops": start.flops}
+            runs.append({"arm": arm, "seed": seed} | _ends(run) | about)
             cosines.append(
                 pd.DataFrame(
                     {"arm": arm, "seed": seed, "decoder_cosine": run.decoder_cosine.numpy()}
                 )
             )
     history = pd.concat(histories, ignore_index=True)
-    cost = stitch_flops(stitch)
+    costs = {arm: start.flops for arm, start in starts.items()}
     # FLOPs per token of an SAE are proportional to its width: the target's, scaled to the source's.
     of_source = (
         float("nan")
@@ -234,10 +254,10 @@ def study_sae_initialisation(
     )
     return SAEInitialisation(
         history,
-        thresholds=threshold_table(history, sorted({*shares, SHARE}), cost),
+        thresholds=threshold_table(history, sorted({*shares, SHARE}), costs),
         runs=pd.DataFrame(runs),
         cosines=pd.concat(cosines, ignore_index=True),
-        stitch_flops=cost,
+        stitch_flops=stitch_flops(stitch),
         source_sae_flops=of_source,
         n_tokens=n_tokens,
     )
@@ -314,11 +334,12 @@ def stitch_flops(stitch: Stitch) -> float:
 
 
 def threshold_table(
-    history: pd.DataFrame, shares: Sequence[float], stitch_cost: float
+    history: pd.DataFrame, shares: Sequence[float], costs: Mapping[str, float]
 ) -> pd.DataFrame:
     """Tokens and FLOPs to each share of scratch's final explained variance.
 
-    The columns are those of `SAEInitialisation.thresholds`.
+    ``costs`` has the FLOPs of the start of each arm, of its stitch and its refit. The columns are
+    those of `SAEInitialisation.thresholds`.
     """
     # Shares refer to scratch of the same seed, which has read the rows in the same order.
     table = []
@@ -333,7 +354,7 @@ def threshold_table(
                 # FLOPs grow linearly with tokens, so the last measurement gives the cost per token.
                 per_token = float(run["flops"].iloc[-1] / run["tokens"].iloc[-1])
                 tokens = tokens_to(run, share * final)
-                with_stitch = tokens * per_token + (0.0 if arm in UNSTITCHED else stitch_cost)
+                with_stitch = tokens * per_token + costs[arm]
                 table.append(
                     {
                         "arm": arm,
@@ -355,13 +376,64 @@ def _over_seeds(rows: pd.DataFrame, column: str, summarise: Callable[[np.ndarray
     return float(summarise(rows[column].to_numpy(dtype=float)))
 
 
-def _inits(stitch: Stitch, sae: Any, seed: int) -> dict[str, Any]:
-    """SAE from which each arm starts; None for ``scratch``."""
-    inits = {"scratch": None, "transferred": stitch.transfer(sae)}
+@dataclass(frozen=True)
+class _Start:
+    """Start of an arm's training runs."""
+
+    sae: Any
+    """SAE from which every run starts; None for ``scratch`` and ``rotated``."""
+    flops: float
+    """FLOPs of the stitch and of the refit."""
+    rotated: Callable[[int], Any] | None = None
+    """Function from a seed to the SAE of that seed's runs, for ``rotated``."""
+
+    def sae_of(self, seed: int) -> Any:
+        """SAE from which the run of a seed starts; None for ``scratch``."""
+        return self.sae if self.rotated is None else self.rotated(seed)
+
+
+def _starts(stitch: Stitch, sae: Any, refit: SAERefit | None) -> dict[str, _Start]:
+    """Start of each arm, in the order of tables and figures."""
+    fitted = stitch_flops(stitch)
+
+    def rotated(seed: int) -> Any:
+        rotation = random_rotation(stitch, torch.Generator().manual_seed(seed))
+        return stitch.transfer(sae, through=rotation)
+
+    starts = {"scratch": _Start(None, 0.0), "transferred": _Start(stitch.transfer(sae), fitted)}
     if stitch.null is not None:
-        inits["shuffled"] = stitch.transfer(sae, through=stitch.null)
-    rotation = random_rotation(stitch, torch.Generator().manual_seed(seed))
-    return inits | {"rotated": stitch.transfer(sae, through=rotation)}
+        starts["shuffled"] = _Start(stitch.transfer(sae, through=stitch.null), fitted)
+    starts["rotated"] = _Start(None, 0.0, rotated)
+    for arm, fit in ({} if refit is None else refit_arms(stitch, sae, refit)).items():
+        stitched = 0.0 if arm in UNSTITCHED else fitted
+        starts[arm] = _Start(fit.sae, stitched + fit.record.flops)
+    return starts
+
+
+def _learning_rates(
+    starts: Mapping[str, _Start],
+    train: Callable[[_Start, int, float | None], SAETraining],
+    seed: int,
+    lrs: Sequence[float] | None,
+) -> dict[str, float | None]:
+    """Learning rate with which each arm is fastest on a seed; None for the default.
+
+    An arm is fastest that first reaches `SHARE` of the best final explained variance of ``scratch``
+    on that seed; among those that do not reach it, the best final value wins.
+    """
+    if lrs is None:
+        return dict.fromkeys(starts)
+    if not lrs:
+        raise ValueError("lrs is empty; expected learning rates, such as [3e-4, 1e-3, 3e-3]")
+    runs = {arm: {lr: train(start, seed, lr) for lr in lrs} for arm, start in starts.items()}
+    finals = [float(run.history["explained_variance"].iloc[-1]) for run in runs["scratch"].values()]
+
+    def rank(run: SAETraining) -> tuple[float, float]:
+        tokens = run.tokens_to(SHARE * max(finals))
+        last = float(run.history["explained_variance"].iloc[-1])
+        return (np.inf if np.isnan(tokens) else tokens, -last)
+
+    return {arm: min(lrs, key=lambda lr, of=of: rank(of[lr])) for arm, of in runs.items()}
 
 
 def _scratch_config(transferred: Any) -> Any:

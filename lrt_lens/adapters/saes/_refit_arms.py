@@ -29,7 +29,7 @@ from lrt_lens.adapters.saes._folding import FoldedSae
 from lrt_lens.adapters.saes.refit._rows import SAERefit, stitch_rows
 from lrt_lens.adapters.saes.refit._settings import RefitSettings
 from lrt_lens.adapters.saes.refit._states import RefitRows
-from lrt_lens.adapters.saes.refit._steps import WeightsRefit, refit_weights, source_codes
+from lrt_lens.adapters.saes.refit._steps import WeightsRefit, codes_of, refit_weights
 from lrt_lens.stitching._stitch import Stitch
 
 
@@ -47,7 +47,7 @@ def refit_arms(
         seed: seed of the shuffled rows and of the random encoder.
     """
     rows, settings = stitch_rows(stitch, refit), refit.settings
-    codes = None if rows.source is None else source_codes(sae, rows.source)
+    codes = None if rows.source is None else codes_of(sae, rows.source)
     transferred = stitch.transfer(sae)
     arms = {"refitted": _refit(transferred, rows, codes, settings)}
     generator = torch.Generator().manual_seed(seed)

@@ -18,9 +18,11 @@ texts (for several classes: the largest difference of any class to all others). 
 - ``transferred_new_probe``: features of the transferred SAE, selected and weighted on the target's
   labelled texts;
 - ``transferred``: features of the transferred SAE with the selection *and* the weights of the
-  source's own sparse probe: no label of the target is used;
+  source's own sparse probe: no label of the target is used. Its threshold is recentred on the
+  training texts (`ScoreChange`), and ``transferred_raw`` is the same without that;
 - ``source``: that probe on the source;
-- ``dense_native``, ``dense_transferred``: probes on the mean of the states, as in `evaluate_probe`.
+- ``dense_native``, ``dense_transferred``, ``dense_transferred_raw``: probes on the mean of the
+  states, as in `evaluate_probe`, the transferred one with and without recentring.
 
 An SAE is any object with SAELens' ``encode(x)``: [token, d_model] → [token, feature]. Intervals are
 over test texts, or over ``groups`` of them (`lrt_lens.statistics._classification`); a new draw of
@@ -49,6 +51,7 @@ from lrt_lens._settings import Settings, resolve, takes
 from lrt_lens.adapters.probes._labels import class_numbers, classes_of
 from lrt_lens.adapters.probes._linear_probe import LinearProbe
 from lrt_lens.adapters.probes._logistic import fit_logistic, probabilities
+from lrt_lens.adapters.probes._recentring import recentre_probe
 from lrt_lens.adapters.probes._split import Labelled, separate_texts
 from lrt_lens.adapters.saes._compatibility import refuse_foreign_sae, require_sae, trained_context
 from lrt_lens.errors import NonFiniteError
@@ -58,6 +61,7 @@ from lrt_lens.models._pair import ModelPair
 from lrt_lens.models._reading import ShortTexts, read_tokens, readable, row_rule
 from lrt_lens.statistics._classification import ItemScores, clusters_of
 from lrt_lens.statistics._draws import prediction_interval, rank_test
+from lrt_lens.statistics._recentring import ScoreChange
 from lrt_lens.stitching._stitch import Stitch
 
 KS = (1, 2, 5, 10, 20, 50)
@@ -350,7 +354,11 @@ def _sparse(
         # One probe on the source; its columns and weights are then used on the target unchanged.
         own = fit_logistic(source[0][:, columns], y, n_classes, **folds)
         yield "source", k, own.probabilities(source[1][:, columns])
-        yield "transferred", k, own.probabilities(transferred[1][:, columns])
+        logits = [own.logits(transferred[part][:, columns]) for part in (0, 1)]
+        yield "transferred_raw", k, probabilities(logits[1])
+        # Mean and deviation of the source's scores on the same texts; no label is read.
+        change = ScoreChange.matching(own.logits(source[0][:, columns]), logits[0])
+        yield "transferred", k, probabilities(change.of(logits[1]))
         yield "transferred_new_probe", k, fitted(transferred, order["transferred"][:k])
         if "native" in features:
             yield "native", k, fitted(features["native"], order["native"][:k])
@@ -379,12 +387,16 @@ def _dense(
     }
     labelled = (train.texts, train.labels)
     native = LinearProbe.fit(pair.target, *labelled, at=stitch.target_hook, **options)
-    transferred: LinearProbe = stitch.transfer(
-        LinearProbe.fit(pair.source, *labelled, at=stitch.source_hook, **options)
-    )
-    # Both probes read the target at one hook point, so its states are read once.
+    own = LinearProbe.fit(pair.source, *labelled, at=stitch.source_hook, **options)
+    raw: LinearProbe = stitch.transfer(own)
+    probes = {
+        "dense_native": native,
+        "dense_transferred": recentre_probe(own, raw, pair, train.texts),
+        "dense_transferred_raw": raw,
+    }
+    # All probes read the target at one hook point, so its states are read once.
     rows = native.rows(pair.target, test.texts)[0]
-    for arm, probe in (("dense_native", native), ("dense_transferred", transferred)):
+    for arm, probe in probes.items():
         yield arm, probabilities(probe.logits(rows))
 
 

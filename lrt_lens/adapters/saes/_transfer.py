@@ -34,7 +34,7 @@ from lrt_lens.adapters.saes._compatibility import (
 )
 from lrt_lens.adapters.saes._folding import FoldedSae, refuse_unfoldable
 from lrt_lens.adapters.saes.refit._rows import SAERefit, stitch_rows
-from lrt_lens.adapters.saes.refit._steps import refit_weights, source_codes
+from lrt_lens.adapters.saes.refit._steps import codes_of, refit_weights
 from lrt_lens.stitching._affine import MapPair
 from lrt_lens.stitching._stitch import Stitch
 
@@ -111,7 +111,7 @@ def transfer_sae(
     rows = stitch_rows(stitch, refit)
     # The source's SAE with its input scale folded in, as SAELens would run it.
     own = sae if input_scale is None else folded.build(sae)
-    codes = None if rows.source is None else source_codes(own, rows.source)
+    codes = None if rows.source is None else codes_of(own, rows.source)
     return refit_weights(composed(folded, maps), transferred, rows, codes, refit.settings).sae
 
 

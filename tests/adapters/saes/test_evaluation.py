@@ -325,7 +325,8 @@ def test_thresholds_are_shares_of_scratch() -> None:
             make("rotated", [0.0, 0.1, 0.2, 0.3]),
         ]
     )
-    table = threshold_table(history, [0.5, 0.95], stitch_cost=6.0)
+    costs = {"scratch": 0.0, "transferred": 6.0, "rotated": 0.0}
+    table = threshold_table(history, [0.5, 0.95], costs)
     row = {(r["arm"], r["share_of_final"]): r for r in table.to_dict("records")}
     assert row["scratch", 0.95]["tokens"] == pytest.approx(36)
     assert row["transferred", 0.95]["tokens"] == pytest.approx(16)

@@ -203,7 +203,9 @@ def test_savings_under_both_bills() -> None:
     )
     study = SAEInitialisation(
         history,
-        threshold_table(history, [0.5, 0.95], 6.0),
+        threshold_table(
+            history, [0.5, 0.95], {"scratch": 0.0, "transferred": 6.0, "shuffled": 6.0}
+        ),
         pd.DataFrame(),
         pd.DataFrame(),
         6.0,

@@ -197,7 +197,9 @@ class CodeMoments:
         return sum(fold.n for fold in self.folds)
 
     @classmethod
-    def empty(cls, firings: Tensor, live: Tensor, shift: Tensor, *, sparse: bool) -> "CodeMoments":
+    def empty(
+        cls, firings: Tensor, live: Tensor, shift: Tensor, *, sparse: bool, n_folds: int = N_FOLDS
+    ) -> "CodeMoments":
         """Moments of zero tokens, on the shift's device (on the CPU if ``sparse``)."""
         device = torch.device("cpu") if sparse else shift.device
         width, d = len(live), len(shift)
@@ -209,7 +211,7 @@ class CodeMoments:
             moments = SparseGram(width) if sparse else DenseGram(width, device)
             return CodeFold(moments, zeros(width), zeros(d), zeros(d), zeros(width, d))
 
-        folds = [fold() for _ in range(N_FOLDS)]
+        folds = [fold() for _ in range(n_folds)]
         return cls(live, firings, shift.double().to(device), folds)
 
     def add(self, fold: int, codes: Tensor, y: Tensor) -> None:
@@ -256,7 +258,9 @@ def encoded(sae: Any, states: Tensor) -> Iterator[tuple[slice, Tensor]]:
         yield rows, encode(sae, states[rows]).cpu()
 
 
-def gram_bytes(n_live: int, n_active: int, d_target: int, *, sparse: bool) -> int:
+def gram_bytes(
+    n_live: int, n_active: int, d_target: int, *, sparse: bool, n_folds: int = N_FOLDS
+) -> int:
     """Bytes that the moments and the solver take.
 
     Args:
@@ -264,7 +268,8 @@ def gram_bytes(n_live: int, n_active: int, d_target: int, *, sparse: bool) -> in
         n_active: active codes over all tokens.
         d_target: width of the target states.
         sparse: True if the codes are held instead of their second moments.
+        n_folds: number of folds.
     """
     # Dense: one [live, live] matrix per fold, and three more for their sum and its factor.
-    cross = 8 * n_live * d_target * (2 * N_FOLDS)
-    return cross + (2 * _SPARSE_BYTES * n_active if sparse else 8 * n_live * n_live * (N_FOLDS + 3))
+    cross = 8 * n_live * d_target * (2 * n_folds)
+    return cross + (2 * _SPARSE_BYTES * n_active if sparse else 8 * n_live * n_live * (n_folds + 3))

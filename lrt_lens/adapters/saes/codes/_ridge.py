@@ -26,6 +26,7 @@ from torch import Tensor
 
 from lrt_lens._byte_sizes import human_bytes
 from lrt_lens.adapters.saes.codes._moments import CodeFold, CodeMoments, DenseGram, gram_bytes
+from lrt_lens.data._parts import N_FOLDS
 from lrt_lens.moments._scatter import score_weights
 
 logger = logging.getLogger(__name__)
@@ -125,20 +126,22 @@ def fit_codes(
     Args:
         moments: sums per fold.
         alphas: penalties to choose from.
-        n_held_out: number of folds that are held out in turn; None for all of them.
+        n_held_out: number of folds that are held out in turn; None for all of them, 0 for a single
+            penalty that is not scored.
     """
     # From large to small: conjugate gradients start each penalty at the solution before.
     descending = sorted(alphas, reverse=True)
     # Few documents may leave folds without a token.
     used = [fold for fold in moments.folds if fold.n]
     # Both scores are weighted sums of the error per dimension: 1 − Σ_d w_d error_d.
-    weights = score_weights(_total_variance(used[:n_held_out]))
+    scored = used[:n_held_out]
+    weights = score_weights(_total_variance(scored or used))
     errors = torch.zeros(len(descending), 2, dtype=torch.float64, device=weights.device)
-    for held_out in used[:n_held_out]:
+    for held_out in scored:
         system = NormalEquations([fold for fold in used if fold is not held_out])
         for index, weight in enumerate(solutions(system, descending)):
             errors[index] += weights @ held_out.errors(weight, system.bias(weight))
-    scores = (1 - errors).cpu()
+    scores = (1 - errors).cpu() if scored else torch.full_like(errors, torch.nan).cpu()
     best = int(scores[:, 0].argmax())
     system = NormalEquations(used)
     # Conjugate gradients start at the solution of the next larger penalty; Cholesky needs none.
@@ -152,14 +155,21 @@ def fit_codes(
 
 
 def choose_solver(
-    solver: str, n_live: int, n_active: int, d_target: int, free: Mapping[str, int | None]
+    solver: str,
+    n_live: int,
+    n_active: int,
+    d_target: int,
+    free: Mapping[str, int | None],
+    *,
+    n_folds: int = N_FOLDS,
 ) -> str:
     """First solver, ``"cholesky"`` or ``"cg"``, that fits into the free bytes per solver.
 
     Raises:
         ValueError: no allowed solver fits; the message names the sizes of both.
     """
-    needed = {name: gram_bytes(n_live, n_active, d_target, sparse=name == "cg") for name in SOLVERS}
+    sizes = n_live, n_active, d_target
+    needed = {name: gram_bytes(*sizes, sparse=name == "cg", n_folds=n_folds) for name in SOLVERS}
     # The order of SOLVERS decides: Cholesky is faster wherever its matrices fit.
     candidates = SOLVERS if solver == "auto" else (solver,)
     fitting = [

@@ -1,6 +1,6 @@
 """Improvement of an encoder for a given decoder, without a learning rate.
 
-    better = improve_encoder(folded, sae, states)
+    better = improve_encoder(folded, codes, states)
 
 Problem: an encoder that reads the source's codes is not the one with which the decoder reconstructs
 best. Mechanism: with the active features of each row and the decoder D held fixed, the
@@ -24,7 +24,6 @@ import torch
 from torch import Tensor
 
 from lrt_lens.adapters.saes._folding import FoldedSae
-from lrt_lens.adapters.saes.codes._moments import encoded, sparse_rows
 
 N_STEPS = 10
 """Number of conjugate-gradient steps per alternation."""
@@ -76,26 +75,23 @@ class _Active:
         return csr_matrix(parts, shape=self.pattern.shape)
 
 
-def improve_encoder(folded: FoldedSae, sae: Any, states: Tensor) -> FoldedSae:
+def improve_encoder(folded: FoldedSae, codes: Any, states: Tensor) -> FoldedSae:
     """Weights whose encoder reconstructs the rows better with the given decoder.
 
     Args:
-        folded: weights of ``sae``.
-        sae: SAELens SAE with these weights; it says which features are active on which row.
+        folded: weights of the SAE.
+        codes: CSR matrix of scipy with the SAE's codes of the rows, [row, feature]; its stored
+            entries say which features are active on which row.
         states: states of the target, [row, d].
 
     Source: preconditioned conjugate gradients, Saad, Iterative Methods, algorithm 9.1.
     """
-    from scipy.sparse import vstack
-
-    pieces = [sparse_rows(codes) for _, codes in encoded(sae, states)]
-    pattern: Any = vstack(pieces, format="csr")
     ones = torch.ones(len(states), 1, dtype=torch.float64)
-    active = _Active(torch.cat([states.double(), ones], 1), folded.W_dec, pattern)
+    active = _Active(torch.cat([states.double(), ones], 1), folded.W_dec, codes)
     start = torch.cat([folded.W_enc, folded.biases["b_enc"][None]]).T.contiguous()
     goal = states.double() - folded.b_dec
     # The diagonal of the problem is about firings · ‖D_i‖² · mean y² for each coordinate of v_i.
-    firings = torch.from_numpy(np.bincount(pattern.indices, minlength=len(start))).double()
+    firings = torch.from_numpy(np.bincount(codes.indices, minlength=len(start))).double()
     diagonal = firings * folded.W_dec.square().sum(1) * float(active.states.square().mean())
     damping = _DAMPING * float(diagonal.mean())
     inverse = (1 / (diagonal + damping))[:, None]

@@ -46,7 +46,7 @@ from lrt_lens.adapters.saes.refit._rows import (
 )
 from lrt_lens.adapters.saes.refit._settings import RefitSettings
 from lrt_lens.adapters.saes.refit._states import RefitRows
-from lrt_lens.adapters.saes.refit._steps import refit_weights, resolve_steps, source_codes
+from lrt_lens.adapters.saes.refit._steps import codes_of, refit_weights, resolve_steps
 from lrt_lens.data._documents import Documents
 from lrt_lens.errors import MismatchError
 from lrt_lens.models._hook_points import resolve as resolve_hook
@@ -100,7 +100,7 @@ def refit_sae(
     _check(sae, own, model, source, hooks, run)
     _refuse_other_seed(sae, run)
     rows = _rows(documents, model, source, hooks, run)
-    codes = source_codes(own, rows.source) if rows.source is not None else None
+    codes = codes_of(own, rows.source) if rows.source is not None else None
     refit = refit_weights(FoldedSae.of(sae), sae, rows, codes, run).sae
     if source is not None and source_sae is None:
         _rename(refit, sae, model, hooks)

@@ -14,8 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lrt_lens._settings import Settings
-from lrt_lens.adapters.saes.codes._ridge import CODE_ALPHAS, SOLVERS
+from lrt_lens.adapters.saes.codes._ridge import SOLVERS
 
+DECODER_ALPHAS = (1.0, 0.3, 0.1, 0.03, 0.01, 3e-3)
+"""Penalties of the decoder to choose from; largest first."""
 ENCODER_ALPHAS = (0.1, 0.01, 1e-3, 1e-4)
 """Penalties of the encoder's regression to choose from; largest first."""
 
@@ -37,9 +39,11 @@ class RefitSettings(Settings):
     n_tokens: int = 30_000
     """Unmasked tokens after which no further document is read, tokens of the test fold
     included."""
-    alphas: Sequence[float] = CODE_ALPHAS
+    alphas: Sequence[float] = DECODER_ALPHAS
     """Penalties of the decoder to choose from, relative to the mean variance of a live feature; 0
     is no penalty."""
+    n_held_out: int = 2
+    """Number of fitting folds that are held out in turn to choose the penalty of the decoder."""
     encoder_alphas: Sequence[float] = ENCODER_ALPHAS
     """Penalties of the encoder to choose from for each feature, relative to the mean variance of
     a dimension."""
@@ -60,7 +64,7 @@ class RefitSettings(Settings):
     """True shows bars."""
 
     def __post_init__(self) -> None:
-        ranges = {"n_alternations": 0, "n_tokens": 1, "min_firings": 1}
+        ranges = {"n_alternations": 0, "n_tokens": 1, "min_firings": 1, "n_held_out": 1}
         for name, least in ranges.items():
             if getattr(self, name) < least:
                 raise ValueError(

@@ -54,8 +54,8 @@ class WeightsRefit:
     """Steps of the refit."""
 
 
-def source_codes(sae: Any, states: Tensor) -> Any:
-    """Codes of the source's SAE on the source's rows, as a CSR matrix [row, feature]."""
+def codes_of(sae: Any, states: Tensor) -> Any:
+    """Codes of an SAE on states [row, d], as a CSR matrix [row, feature]."""
     from scipy.sparse import vstack
 
     return vstack([sparse_rows(codes) for _, codes in encoded(sae, states)], format="csr")
@@ -118,18 +118,26 @@ def refit_weights(
         folded = match_rates(folded, architecture, k, rows.target, codes)
         bill.encode()
         done.append("rates")
+    own = None
     for turn in range(settings.n_alternations + 1):
         if turn:
-            folded = improve_encoder(folded, folded.build(sae), rows.target)
-            bill.alternate(fit.n_active if fit else codes.nnz)
+            if own is None:
+                own = codes_of(folded.build(sae), rows.target)
+                bill.encode()
+            folded = improve_encoder(folded, own, rows.target)
+            bill.alternate(own.nnz)
             if rates:
                 folded = match_rates(folded, architecture, k, rows.target, codes)
                 bill.encode()
             done.append("alternation")
         if settings.decoder or turn:
-            fit = refit_decoder(folded, folded.build(sae), rows.target, rows.folds, settings)
+            own = codes_of(folded.build(sae), rows.target)
+            bill.encode()
+            fit = refit_decoder(
+                folded, own, rows.target, rows.folds, settings, alpha=fit.alpha if fit else None
+            )
             folded = fit.folded
-            bill.decode(fit, len(settings.alphas))
+            bill.decode(fit)
             done.append("decoder")
     record = RefitRecord(
         tuple(done),
@@ -167,16 +175,14 @@ class _Bill:
         scores = 2.0 * 5 * (2 + n_alphas) * d**2 * self.n_features
         self.flops += moments + 6 * 9.0 * d**3 + scores
 
-    def decode(self, fit: DecoderFit, n_alphas: int) -> None:
-        """Add two passes of the encoder, products of codes, and one factor per penalty and fold."""
+    def decode(self, fit: DecoderFit) -> None:
+        """Add products of the codes, and one factor per system of equations."""
         per_row = fit.n_active / max(1, self.n)
-        self.flops += 2 * 2.0 * self.n * self.d * self.n_features
         self.flops += 2.0 * fit.n_active * (per_row + self.d)
-        # Cholesky F³/3 and two triangular solutions 2 F² d, on five folds and on all of them.
+        # Cholesky F³/3 and two triangular solutions 2 F² d.
         one = fit.n_live**3 / 3 + 2.0 * fit.n_live**2 * self.d
-        self.flops += (5 * n_alphas + 1) * one
+        self.flops += fit.n_factors * one
 
     def alternate(self, n_codes: int) -> None:
-        """Add one pass of the encoder and the steps: four products with the active codes each."""
-        self.encode()
+        """Add the steps on the encoder: four products with the active codes each."""
         self.flops += (N_STEPS + 1) * 4 * 2.0 * n_codes * self.d

@@ -192,12 +192,10 @@ def test_another_width_another_hook_and_another_seed_are_refused(
         refit_sae(nameless, pair.target, corpus)
 
 
-def test_few_rows_without_a_penalty_and_few_documents_are_refused(
+def test_few_documents_are_refused(
     pair: ModelPair, corpus: list[str]
 ) -> None:
     own = topk(pair.target.d_model, TARGET)
-    with pytest.raises(ValueError, match="expected a penalty above 0"):
-        refit_sae(own, pair.target, corpus, alphas=(0.0,), n_tokens=60, min_firings=1)
     with pytest.raises(TooFewDocumentsError):
         refit_sae(own, pair.target, corpus[:1], settings=SETTINGS)
 

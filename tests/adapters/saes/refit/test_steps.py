@@ -24,7 +24,7 @@ from lrt_lens.adapters.saes.refit._alternation import improve_encoder
 from lrt_lens.adapters.saes.refit._decoder import refit_decoder
 from lrt_lens.adapters.saes.refit._encoder import match_rates, read_out
 from lrt_lens.adapters.saes.refit._states import RefitRows
-from lrt_lens.adapters.saes.refit._steps import refit_weights, source_codes
+from lrt_lens.adapters.saes.refit._steps import codes_of, refit_weights
 
 D, FEATURES, K, ROWS = 10, 24, 3, 600
 CLASSES: dict[str, tuple[Any, Any]] = {
@@ -127,7 +127,7 @@ def test_features_fire_on_as_many_rows_as_in_the_source(
 
 def test_a_topk_encoder_keeps_k_and_comes_near_the_rates(states: torch.Tensor) -> None:
     source = draw("topk", seed=5)
-    codes = source_codes(source, states)
+    codes = codes_of(source, states)
     start = draw("topk", seed=6)
     before = start.encode(states)
     folded = match_rates(FoldedSae.of(start), "topk", K, states, codes)
@@ -150,7 +150,7 @@ def test_the_decoder_is_ridge_towards_the_old_one(
     sae = draw("jumprelu")
     folded = FoldedSae.of(sae)
     settings = RefitSettings(alphas=(0.5,), min_firings=20, solver=solver)
-    fit = refit_decoder(folded, sae, states, folds, settings)
+    fit = refit_decoder(folded, codes_of(sae, states), states, folds, settings)
     f = sae.encode(states).double().numpy()
     live = (f != 0).sum(0) >= 20
     assert 0 < live.sum() < FEATURES
@@ -174,13 +174,15 @@ def test_fewer_rows_than_live_features_need_a_penalty(
     sae = draw("standard")
     settings = RefitSettings(alphas=(0.0,), min_firings=1)
     with pytest.raises(ValueError, match="12 rows for .. live features, and the only penalty is 0"):
-        refit_decoder(FoldedSae.of(sae), sae, states[:12], folds[:12], settings)
+        refit_decoder(
+            FoldedSae.of(sae), codes_of(sae, states[:12]), states[:12], folds[:12], settings
+        )
 
 
 def test_a_huge_penalty_returns_the_old_decoder(states: torch.Tensor, folds: torch.Tensor) -> None:
     sae = draw("standard")
     folded = FoldedSae.of(sae)
-    fit = refit_decoder(folded, sae, states, folds, RefitSettings(alphas=(1e12,)))
+    fit = refit_decoder(folded, codes_of(sae, states), states, folds, RefitSettings(alphas=(1e12,)))
     torch.testing.assert_close(fit.folded.W_dec, folded.W_dec, atol=1e-8, rtol=0)
 
 
@@ -197,7 +199,7 @@ def test_an_improved_encoder_reconstructs_better_with_the_same_active_features(
         values = (states.double() @ weights.W_enc + weights.biases["b_enc"]) * active
         return (states.double() - weights.b_dec - values @ weights.W_dec).square().sum()
 
-    improved = improve_encoder(folded, sae, states)
+    improved = improve_encoder(folded, codes_of(sae, states), states)
     assert float(error(improved)) < 0.9 * float(error(folded))
     # The first step of conjugate gradients descends: its direction is minus the gradient, scaled
     # per feature. Autograd says what the gradient is.
@@ -223,7 +225,7 @@ def test_a_refit_of_a_known_code_finds_decoder_and_encoder(folds: torch.Tensor) 
     decoder = torch.randn(FEATURES, 2 * FEATURES, generator=generator)
     y = x @ decoder + 1.0
     start = draw("standard", d=2 * FEATURES)
-    codes = source_codes(source, x)
+    codes = codes_of(source, x)
     settings = RefitSettings(alphas=(1e-9,), encoder_alphas=(1e-9,), rates=False)
     refit = refit_weights(FoldedSae.of(start), start, RefitRows(y, x, folds), codes, settings)
     found = refit.sae.encode(y)
