@@ -227,13 +227,17 @@ def _probe(result: DemoResult, task: str) -> Section:
 def _sae(evaluation: SAEEvaluation) -> Section:
     rows = evaluation.summary.set_index("arm")
     transferred, native = rows.loc["transferred"], rows.loc["native"]
+    refitted, random = rows.loc["refitted"], rows.loc["random_refitted"]
     # The maps are folded into the weights: decode(encode(x · down)) · up, with the biases.
     text = (
         "The small model's sparse autoencoder is transferred as weights: up ∘ SAE ∘ down. On the "
         f"large model it leaves {transferred['fvu']:.2f} of the variance unexplained with "
         f"{transferred['l0']:.0f} active features per token (the large model's own SAE: "
         f"{native['fvu']:.2f}), and the loss rises by {transferred['delta_ce']:.2f} nats per token "
-        f"if its reconstruction replaces the residual stream (own SAE: {native['delta_ce']:.2f})."
+        f"if its reconstruction replaces the residual stream (own SAE: {native['delta_ce']:.2f}). "
+        "Refitted in closed form to the large model's states, without a gradient step, it leaves "
+        f"{refitted['fvu']:.2f} and adds {refitted['delta_ce']:.2f} nats (a random encoder with "
+        f"the same refit: {random['fvu']:.2f} and {random['delta_ce']:.2f})."
     )
     table = Table(evaluation.table, caption="All arms")
     return Section(

@@ -19,6 +19,7 @@ from lrt_lens._progress import tqdm
 from lrt_lens.adapters.probes._evaluation import ProbeEvaluation, evaluate_probe
 from lrt_lens.adapters.saes._evaluation import evaluate_sae
 from lrt_lens.adapters.saes._evaluation_result import SAEEvaluation
+from lrt_lens.adapters.saes.refit._settings import RefitSettings
 from lrt_lens.adapters.vectors._evaluation import evaluate_steering
 from lrt_lens.adapters.vectors._steering_result import SteeringEvaluation
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
@@ -48,6 +49,8 @@ DEMO_SOURCE_LAYER = 2
 """Layer of the small model at which vectors are learnt: the middle, as in the papers."""
 PROBE_TASKS = ("sentiment", "register")
 """Tasks of the probes: is a review positive; is a text a story or a review."""
+REFIT_TOKENS = 12_000
+"""Number of tokens on which the SAE is refitted, few to keep the demo short."""
 _CONTINUATION_ARMS = ("none", "native", "transferred", "shuffled")
 """Arms whose continuations are shown side by side."""
 _CONTINUATION_BOOST = 2.0
@@ -176,8 +179,9 @@ def _evaluate_concept(
 def evaluate_demo_saes(pair: ModelPair, stitch: Stitch, **options: Any) -> SAEEvaluation | None:
     """Return the evaluation of the small model's SAE transferred to the large model.
 
-    It is compared with the large model's own SAE. The result is None, with a warning, if sae-lens
-    cannot be imported or the stitch connects other hook points than those of the SAEs.
+    It is also refitted there, and both are compared with the large model's own SAE. The result is
+    None, with a warning, if sae-lens cannot be imported or the stitch connects other hook points
+    than those of the SAEs.
     """
     try:
         small, large = demo_sae("small"), demo_sae("large")
@@ -194,7 +198,8 @@ def evaluate_demo_saes(pair: ModelPair, stitch: Stitch, **options: Any) -> SAEEv
             *hooks,
         )
         return None
-    return evaluate_sae(pair, stitch, small, demo_documents(), native=large, **options)
+    refit = RefitSettings(n_tokens=REFIT_TOKENS)
+    return evaluate_sae(pair, stitch, small, demo_documents(), native=large, refit=refit, **options)
 
 
 def sample_continuations(
