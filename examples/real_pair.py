@@ -45,6 +45,8 @@ from lrt_lens.reproduction import (
 )
 
 Stage = Literal["loss", "probes", "steering", "sae"]
+SAE_CONTEXT_LENGTH = 128
+"""Number of tokens per window of everything about SAEs."""
 STAGES: tuple[Stage, ...] = ("loss", "probes", "steering", "sae")
 CONTROLS = ("shuffled", "random", "permuted")
 """Arms that know nothing of the models' correspondence or of the concept."""
@@ -59,6 +61,8 @@ class Options(FigureOptions):
         "survey_tokens": 4_000,
         "loss_tokens": 800,
         "sae_tokens": 4_096,
+        "sae_rows": 4_096,
+        "refit_tokens": 4_000,
         "n_texts": 90,
         "n_items": 6,
         "n_neutral": 4,
@@ -96,8 +100,14 @@ class Options(FigureOptions):
     """Number of draws of each control."""
     sae_tokens: int = 300_000
     """Number of tokens on which the SAE is trained."""
+    sae_rows: int = 100_000
+    """Number of different rows on which SAEs are trained, held in memory."""
     sae_expansion: int = 4
-    """Number of features of the SAE per dimension."""
+    """Number of features of the SAEs per dimension."""
+    sae_draws: int = 2
+    """Number of random maps of the SAE's control, each of which takes a pass of the target."""
+    refit_tokens: int = 36_000
+    """Number of tokens on which the transferred SAE is refitted."""
     cache: Path | None = None
     """Folder in which the result of each stage is kept; by default OUT/real_pair-cache."""
 
@@ -290,45 +300,64 @@ class Run:
 
     def _sae(self) -> pd.DataFrame:
         options = self.options
-        d_sae = options.sae_expansion * self.pair.source.d_model
         training = {
-            "model": models_of(self.pair)[0],
-            "at": self.where[0],
-            "d_sae": d_sae,
+            "models": models_of(self.pair),
+            "at": self.where,
+            "expansion": options.sae_expansion,
             "n_tokens": options.sae_tokens,
+            "n_rows": options.sae_rows,
         }
 
         def measured() -> pd.DataFrame:
-            sae = self.stages.stored(
-                "sae_weights",
-                training,
-                "",
-                lambda: (
-                    lrt.train_sae(
-                        self.pair.source,
-                        self.texts,
-                        at=self.where[0],
-                        d_sae=d_sae,
-                        n_tokens=options.sae_tokens,
-                        seed=options.seed,
-                    ).sae
-                ),
-                save=lambda made, path: made.save_model(str(path)),
-                load=partial(loaded_sae, device=options.device),
-            )
+            own, native = (self._trained_sae(end, training) for end in (0, 1))
             return lrt.evaluate_sae(
                 self.pair,
                 self.stitch,
-                sae,
+                own,
                 self.texts,
+                native=native,
+                refit=lrt.RefitSettings(
+                    n_tokens=options.refit_tokens, context_length=SAE_CONTEXT_LENGTH
+                ),
                 n_tokens=options.loss_tokens,
-                n_random=options.n_draws,
+                context_length=SAE_CONTEXT_LENGTH,
+                n_random=options.sae_draws,
                 seed=options.seed,
             ).table
 
-        settings = self._identity | training
-        settings |= {"loss_tokens": options.loss_tokens, "n_draws": options.n_draws}
+        settings = self._identity | training | {"refit_tokens": options.refit_tokens}
+        settings |= {"loss_tokens": options.loss_tokens, "n_draws": options.sae_draws}
         return self.stages.table("sae", settings, measured)
+
+    def _trained_sae(self, end: int, training: dict[str, Any]) -> Any:
+        """SAE of the source (0) or the target (1), trained once and kept."""
+        options, model = self.options, (self.pair.source, self.pair.target)[end]
+
+        def trained() -> Any:
+            rows = lrt.SAERows.from_documents(
+                model,
+                self.texts,
+                at=self.where[end],
+                context_length=SAE_CONTEXT_LENGTH,
+                seed=options.seed,
+            )
+            # The model reads the text once; training goes over the same rows several times.
+            return lrt.train_sae(
+                None,
+                rows.in_memory(options.sae_rows),
+                d_sae=options.sae_expansion * model.d_model,
+                n_tokens=options.sae_tokens,
+                seed=options.seed,
+            ).sae
+
+        return self.stages.stored(
+            "sae_weights",
+            training | {"end": end},
+            "",
+            trained,
+            save=lambda made, path: made.save_model(str(path)),
+            load=partial(loaded_sae, device=options.device),
+        )
 
 
 def models_of(pair: lrt.ModelPair) -> list[str]:
@@ -437,6 +466,9 @@ def judged_stages(tables: Mapping[str, pd.DataFrame]) -> tuple[list[str], list[s
         by_arm = tables["sae"].set_index("arm")
         others = by_arm["delta_ce"].reindex(["shuffled", "random"]).min()
         results["SAE"] = bool(by_arm.loc["transferred", "delta_ce_high"] < others)
+        if "refitted" in by_arm.index:
+            others = by_arm["delta_ce"].reindex(["shuffled_refitted", "random_refitted"]).min()
+            results["refitted SAE"] = bool(by_arm.loc["refitted", "delta_ce_high"] < others)
     return [name for name, passed in results.items() if passed], list(results)
 
 
@@ -481,16 +513,21 @@ def compared_rows(run_: Run, tables: Mapping[str, pd.DataFrame]) -> list[Compare
             )
     if "sae" in tables:
         by_arm = tables["sae"].set_index("arm")
-        others = by_arm["delta_ce"].reindex(["shuffled", "random"]).dropna()
-        rows.append(
-            Compared(
-                "ΔCE of the transferred SAE, nats per token (at the source "
-                f"{by_arm.loc['source', 'delta_ce']:.3f})",
-                *with_interval(by_arm.loc["transferred"], "delta_ce"),
-                control=float(others.min()),
-                control_name=str(others.idxmin()),
-            )
-        )
+        for arm, controls in (
+            ("transferred", ["shuffled", "random"]),
+            ("refitted", ["shuffled_refitted", "random_refitted"]),
+        ):
+            others = by_arm["delta_ce"].reindex(controls).dropna()
+            if arm in by_arm.index:
+                rows.append(
+                    Compared(
+                        f"ΔCE of the {arm} SAE, nats per token (at the source "
+                        f"{by_arm.loc['source', 'delta_ce']:.3f})",
+                        *with_interval(by_arm.loc[arm], "delta_ce"),
+                        control=float(others.min()),
+                        control_name=str(others.idxmin()).replace("_", " "),
+                    )
+                )
     return rows
 
 
