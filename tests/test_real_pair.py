@@ -81,6 +81,15 @@ def test_a_loss_and_an_sae_are_compared_with_their_best_control(real_pair: Modul
     assert real_pair.judged_stages({"sae": sae})[0] == []
     sae.loc[sae["arm"] == "random", "delta_ce"] = 2.0
     assert real_pair.judged_stages({"sae": sae})[0] == ["SAE"]
+    refitted = rows(
+        refitted={"delta_ce": 0.8, "delta_ce_high": 0.9},
+        shuffled_refitted={"delta_ce": 1.5, "delta_ce_high": 1.6},
+        random_refitted={"delta_ce": 0.85, "delta_ce_high": 1.0},
+    )
+    both = pd.concat([sae, refitted], ignore_index=True)
+    assert real_pair.judged_stages({"sae": both})[0] == ["SAE"]
+    both.loc[both["arm"] == "random_refitted", "delta_ce"] = 1.2
+    assert real_pair.judged_stages({"sae": both})[0] == ["SAE", "refitted SAE"]
 
 
 def test_a_layer_that_a_model_does_not_have_is_refused(real_pair: ModuleType) -> None:
