@@ -105,7 +105,7 @@ def reproduce(options: Options) -> Reproduction:
     return Reproduction(
         name="sae_refit",
         title="A transferred SAE, refitted to the large model in closed form",
-        paper="ours, beyond Stitching, table 2",
+        paper="lrt_lens, SAEs refitted",
         claim="Most of what a transferred SAE lacks on the target is linear in its weights: fitted "
         "in closed form it reconstructs far better, better than any random code, and its features "
         "keep their meaning.",
