@@ -37,10 +37,13 @@ _STYLES = {
     "scratch": replace(ARM_STYLES["native"], label="scratch"),
     "shuffled": ARM_STYLES["shuffled"],
     "shuffled_refitted": replace(
-        ARM_STYLES["shuffled"], label="shuffled map, refitted", symbol="diamond-open"
+        ARM_STYLES["shuffled"],
+        label="shuffled map, refitted",
+        symbol="diamond-open",
+        dash="longdash",
     ),
     "random_refitted": replace(
-        ARM_STYLES["random"], label="random encoder, refitted", symbol="circle-open"
+        ARM_STYLES["random"], label="random encoder, refitted", symbol="circle-x", width=2.0
     ),
     "rotated": ArmStyle("random rotation", "#8C8C8C", symbol="circle-open", dash="dot"),
     "random": replace(ARM_STYLES["random"], label="random maps"),

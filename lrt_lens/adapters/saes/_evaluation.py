@@ -184,6 +184,11 @@ def _check(
         raise ValueError(
             f"n_tokens is {run.n_tokens}; expected a positive number of tokens, such as 20_000"
         )
+    if not isinstance(run.refit, bool | RefitSettings):
+        raise TypeError(
+            f"refit is a {type(run.refit).__name__}; expected True or lrt.RefitSettings(…): the "
+            "models and the documents are those of the evaluation"
+        )
     if run.refit and run.folds == "all":
         raise ValueError(
             "folds is 'all' and refit is given: the evaluation would read the documents to which "

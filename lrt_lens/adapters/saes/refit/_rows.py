@@ -171,9 +171,15 @@ def stitch_rows(stitch: StitchData, refit: SAERefit) -> RefitRows:
     """Rows of both hook points of a stitch, in the fitting folds of its harvest.
 
     Raises:
+        TypeError: ``refit`` is no `SAERefit`.
         MismatchError: the models or the folds are not those of the stitch.
         HookPointError: the stitch joins several hook points.
     """
+    if not isinstance(refit, SAERefit):
+        raise TypeError(
+            f"refit is a {type(refit).__name__}; expected the models and the text on which the SAE "
+            "is refitted: refit=lrt.SAERefit(pair, documents)"
+        )
     pair, run = refit.pair, refit.settings
     models = pair.source.identity, pair.target.identity
     refuse_other_models("", models, (stitch.source, stitch.target))

@@ -106,6 +106,8 @@ def refit_weights(
             f"n_alternations is {settings.n_alternations} for a gated SAE, whose gate and magnitude"
             " are two functions; expected 0: leave n_alternations out"
         )
+    # Rows are on the CPU; the SAE encodes where its weights are.
+    folded = _on_cpu(folded)
     bill = _Bill(len(rows.target), *folded.W_enc.shape)
     done, quality, fit = [], None, None
     if encoder:
@@ -149,6 +151,17 @@ def refit_weights(
         bill.flops,
     )
     return WeightsRefit(folded.build(sae, refit_metadata(sae, record)), record)
+
+
+def _on_cpu(folded: FoldedSae) -> FoldedSae:
+    """The same weights on the CPU."""
+    return FoldedSae(
+        folded.W_enc.cpu(),
+        folded.W_dec.cpu(),
+        folded.b_dec.cpu(),
+        {name: bias.cpu() for name, bias in folded.biases.items()},
+        {name: weight.cpu() for name, weight in folded.other_weights.items()},
+    )
 
 
 def refit_metadata(sae: Any, record: RefitRecord) -> dict[str, Any]:

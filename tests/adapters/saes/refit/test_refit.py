@@ -192,9 +192,19 @@ def test_another_width_another_hook_and_another_seed_are_refused(
         refit_sae(nameless, pair.target, corpus)
 
 
-def test_few_documents_are_refused(
-    pair: ModelPair, corpus: list[str]
+@pytest.mark.usefixtures("unchecked")
+def test_text_alone_is_no_refit(
+    pair: ModelPair, stitch: Stitch, sae: Any, corpus: list[str]
 ) -> None:
+    wrong: Any = corpus
+    with pytest.raises(TypeError, match=r"expected the models and the text .*lrt.SAERefit"):
+        stitch.transfer(sae, refit=wrong)
+    refit: Any = SAERefit(pair, corpus)
+    with pytest.raises(TypeError, match=r"expected True or lrt.RefitSettings"):
+        evaluate_sae(pair, stitch, sae, corpus, refit=refit)
+
+
+def test_few_documents_are_refused(pair: ModelPair, corpus: list[str]) -> None:
     own = topk(pair.target.d_model, TARGET)
     with pytest.raises(TooFewDocumentsError):
         refit_sae(own, pair.target, corpus[:1], settings=SETTINGS)
