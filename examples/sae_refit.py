@@ -99,9 +99,7 @@ def reproduce(options: Options) -> Reproduction:
         arm: result.difference("refitted", arm, "fvu")
         for arm in ("transferred", "shuffled_refitted", "random_refitted")
     }
-    verdict: Verdict = (
-        "holds" if all(gap.high < 0 for gap in gaps.values()) else "does not survive its null"
-    )
+    verdict, because = judged(gaps, steps)
     return Reproduction(
         name="sae_refit",
         title="A transferred SAE, refitted to the large model in closed form",
@@ -114,15 +112,40 @@ def reproduce(options: Options) -> Reproduction:
         "Controls get the same steps. FVU compares reconstructions; the correlations say whether "
         "feature i of the target still is feature i of the source.",
         verdict=verdict,
-        because="FVU of the refitted SAE minus that of "
-        + "; ".join(
-            f"{arm.replace('_', ' ')}: {gap.value:+.3f} ({gap.low:+.3f} to {gap.high:+.3f})"
-            for arm, gap in gaps.items()
-        ),
+        because=because,
         figures={"Every metric per arm, with 95% intervals": result.figure()},
         tables={"All arms": result.table, "Steps": steps},
         details={"stitch": repr(stitch)},
     )
+
+
+def judged(gaps: Mapping[str, Any], steps: pd.DataFrame) -> tuple[Verdict, str]:
+    """The verdict, and the sentence with its numbers.
+
+    Args:
+        gaps: interval of the refitted SAE's FVU minus that of each other arm.
+        steps: table of `steps_table`.
+    """
+    before, after = steps.iloc[0], steps.iloc[-1]
+    means = ("activation_r", "attribution_r")
+    keeps = all(after[name] >= before[name] for name in means)
+    beats = all(gap.high < 0 for gap in gaps.values())
+    verdict: Verdict = (
+        "does not survive its null" if not beats else "holds" if keeps else "holds with a caveat"
+    )
+    words = "; ".join(
+        f"{arm.replace('_', ' ')}: {gap.value:+.3f} ({gap.low:+.3f} to {gap.high:+.3f})"
+        for arm, gap in gaps.items()
+    )
+    changes = ", ".join(
+        f"{name.split('_')[0]}s {before[name]:.2f} before and {after[name]:.2f} after"
+        for name in means
+    )
+    because = (
+        f"FVU of the refitted SAE minus that of {words}. Median correlation with the source's "
+        f"feature: {changes}."
+    )
+    return verdict, because
 
 
 def steps_table(
