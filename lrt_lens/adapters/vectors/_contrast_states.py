@@ -12,7 +12,7 @@ one of these vectors is computed from the stored states.
 Limits: the states of all pairs are in memory, 2 · pairs · d_model numbers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -21,10 +21,15 @@ import torch
 from torch import Tensor
 
 from lrt_lens.adapters.vectors._sources import group_numbers, usable_groups
+from lrt_lens.data._contrast import ContrastSet
+from lrt_lens.models._hook_points import joint_name, joint_parts, resolve
+from lrt_lens.models._hooked_model import HookedModel
+from lrt_lens.models._reading import Read, ShortTexts, read_at_hooks, readable, row_rule
+from lrt_lens.models._text_codec import Truncation
 
-Method = Literal["mean_difference", "principal_component"]
+Method = Literal["mean_difference", "principal_component", "lda"]
 """Rule by which a direction is learnt from pairs of states."""
-METHODS: tuple[Method, ...] = ("mean_difference", "principal_component")
+METHODS: tuple[Method, ...] = ("mean_difference", "principal_component", "lda")
 """Rules by which a direction can be learnt again from texts."""
 _ZERO = 1e-6
 """Norm of a difference of states, relative to the states, that rounding to float32 explains."""
@@ -55,11 +60,12 @@ class ContrastStates:
             raise ValueError(
                 f"the method is {method!r}; only {sorted(METHODS)} can be learnt from texts"
             )
-        direction = (
-            (self.positive - self.negative).mean(0)
-            if method == "mean_difference"
-            else self._principal_component()
-        )
+        learn = {
+            "mean_difference": self._mean_difference,
+            "principal_component": self._principal_component,
+            "lda": self._discriminant,
+        }[method]
+        direction = learn()
         length, size = float(direction.norm()), self.fields["median_norm"]
         if length <= _ZERO * size:
             raise ValueError(
@@ -69,6 +75,24 @@ class ContrastStates:
                 " read, and that are not cut where they differ"
             )
         return direction
+
+    def _mean_difference(self) -> Tensor:
+        return (self.positive - self.negative).mean(0)
+
+    def _discriminant(self) -> Tensor:
+        from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+        states = torch.cat([self.positive, self.negative]).double().cpu().numpy()
+        is_positive = np.repeat([1, 0], len(self))
+        # w = Σ⁻¹(μ₊ − μ₋), with Σ the pooled covariance of both sides, shrunk by the rule of
+        # Ledoit and Wolf: there are fewer texts than dimensions.
+        fit = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(states, is_positive)
+        direction = torch.from_numpy(fit.coef_[0]).to(self.positive.device)
+        length = direction.norm()
+        # Without a difference of the means there is no direction; `direction` refuses zero.
+        unit = direction / length if length > 0 else direction
+        # Scale 1 is the mean gap along the unit vector, ⟨μ₊ − μ₋, ŵ⟩, as for other methods.
+        return (float(self._mean_difference().double() @ unit) * unit).float()
 
     def _principal_component(self) -> Tensor:
         difference = (self.positive - self.negative).double()
@@ -115,3 +139,54 @@ def states_without_groups(
     usable = usable_groups(n_groups, len(own))
     if usable and len(own) == len(native):
         yield from zip(own.leaving_out(usable), native.leaving_out(usable), strict=True)
+
+
+def read_states(
+    model: HookedModel,
+    contrast: ContrastSet,
+    hooks: Sequence[int | str],
+    read: Read,
+    short_texts: ShortTexts,
+    truncation: Truncation | None,
+) -> list[ContrastStates]:
+    """Return the states of the pairs that can be read at each hook point, from one reading.
+
+    A joint hook point (`joint_name`) is read as its parts, whose states are put side by side.
+
+    Raises:
+        TypeError: ``contrast`` is no contrast set.
+        ValueError, NonFiniteError: as `SteeringVector.mean_difference`.
+    """
+    if not isinstance(contrast, ContrastSet):
+        raise TypeError(
+            f"contrast is a {type(contrast).__name__}; expected a ContrastSet, such as"
+            " ContrastSet(positive=[...], negative=[...])"
+        )
+    parts = [
+        [resolve(part, model) for part in ([hook] if isinstance(hook, int) else joint_parts(hook))]
+        for hook in hooks
+    ]
+    names = list(dict.fromkeys(name for one in parts for name in one))
+    options: dict[str, Any] = {"truncation": truncation}
+    kept = readable([model], contrast.texts, read, short_texts=short_texts, pairs=True, **options)
+    options["short_texts"] = row_rule(short_texts)
+    rows = read_at_hooks(model, kept.of(contrast.texts), names, read, **options)
+    fields = {
+        "model": model.identity,
+        "name": contrast.name,
+        "read": read,
+        "contrast": contrast.digest,
+        "short_texts": short_texts,
+        "truncation": truncation,
+        "n_dropped": kept.n_dropped,
+        "n_cut": kept.n_cut,
+        "contrast_set": contrast,
+    }
+    found = []
+    for one in parts:
+        states = torch.cat([rows[name] for name in one], dim=1)
+        # `contrast.texts` lists all positive texts first, then all negative ones.
+        positive, negative = states.chunk(2)
+        here = {"hook": joint_name(one), "median_norm": float(states.norm(dim=1).median())}
+        found.append(ContrastStates(positive, negative, fields | here))
+    return found
