@@ -107,7 +107,7 @@ class ArmMeter:
 
     def _curve(self, arm: VectorArm, sign: Sign) -> Curve:
         signed = arm if sign > 0 else arm.negated()
-        plan = signed.intervention(self.positions)
+        plan = Intervention.of((signed.vector, *signed.later), positions=self.positions)
         if self.scales is not None:
             return self._at_scales(plan, self.scales)
         key = (arm.name, sign)

@@ -12,7 +12,7 @@ one of these vectors is computed from the stored states.
 Limits: the states of all pairs are in memory, 2 · pairs · d_model numbers.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -21,11 +21,7 @@ import torch
 from torch import Tensor
 
 from lrt_lens.adapters.vectors._sources import group_numbers, usable_groups
-from lrt_lens.data._contrast import ContrastSet
-from lrt_lens.models._hook_points import joint_name, joint_parts, resolve
-from lrt_lens.models._hooked_model import HookedModel
-from lrt_lens.models._reading import Read, ShortTexts, read_at_hooks, readable, row_rule
-from lrt_lens.models._text_codec import Truncation
+from lrt_lens.models._hook_points import joint_name
 
 Method = Literal["mean_difference", "principal_component", "lda"]
 """Rule by which a direction is learnt from pairs of states."""
@@ -141,52 +137,20 @@ def states_without_groups(
         yield from zip(own.leaving_out(usable), native.leaving_out(usable), strict=True)
 
 
-def read_states(
-    model: HookedModel,
-    contrast: ContrastSet,
-    hooks: Sequence[int | str],
-    read: Read,
-    short_texts: ShortTexts,
-    truncation: Truncation | None,
+def states_at_hooks(
+    hooks: Sequence[Sequence[str]], rows: Mapping[str, Tensor], fields: dict[str, Any]
 ) -> list[ContrastStates]:
-    """Return the states of the pairs that can be read at each hook point, from one reading.
+    """Return the states at each hook point, from rows that list all positive texts first.
 
-    A joint hook point (`joint_name`) is read as its parts, whose states are put side by side.
-
-    Raises:
-        TypeError: ``contrast`` is no contrast set.
-        ValueError, NonFiniteError: as `SteeringVector.mean_difference`.
+    Args:
+        hooks: parts of each hook point; those of a joint one are put side by side.
+        rows: states of the texts of a contrast set by part, [text, d_model].
+        fields: fields of the vectors that do not depend on the hook point.
     """
-    if not isinstance(contrast, ContrastSet):
-        raise TypeError(
-            f"contrast is a {type(contrast).__name__}; expected a ContrastSet, such as"
-            " ContrastSet(positive=[...], negative=[...])"
-        )
-    parts = [
-        [resolve(part, model) for part in ([hook] if isinstance(hook, int) else joint_parts(hook))]
-        for hook in hooks
-    ]
-    names = list(dict.fromkeys(name for one in parts for name in one))
-    options: dict[str, Any] = {"truncation": truncation}
-    kept = readable([model], contrast.texts, read, short_texts=short_texts, pairs=True, **options)
-    options["short_texts"] = row_rule(short_texts)
-    rows = read_at_hooks(model, kept.of(contrast.texts), names, read, **options)
-    fields = {
-        "model": model.identity,
-        "name": contrast.name,
-        "read": read,
-        "contrast": contrast.digest,
-        "short_texts": short_texts,
-        "truncation": truncation,
-        "n_dropped": kept.n_dropped,
-        "n_cut": kept.n_cut,
-        "contrast_set": contrast,
-    }
     found = []
-    for one in parts:
-        states = torch.cat([rows[name] for name in one], dim=1)
-        # `contrast.texts` lists all positive texts first, then all negative ones.
+    for parts in hooks:
+        states = torch.cat([rows[name] for name in parts], dim=1)
         positive, negative = states.chunk(2)
-        here = {"hook": joint_name(one), "median_norm": float(states.norm(dim=1).median())}
+        here = {"hook": joint_name(parts), "median_norm": float(states.norm(dim=1).median())}
         found.append(ContrastStates(positive, negative, fields | here))
     return found

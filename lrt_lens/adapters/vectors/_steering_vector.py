@@ -30,7 +30,8 @@ from lrt_lens._repr_html import card, facts
 from lrt_lens._stored_fields import as_damage, json_object, stored_fields, stored_text
 from lrt_lens._tensor_files import read_tensor_file, write_tensors
 from lrt_lens.adapters._earlier_files import in_current_form
-from lrt_lens.adapters.vectors._contrast_states import METHODS, ContrastStates, read_states
+from lrt_lens.adapters.vectors._contrast_states import METHODS, ContrastStates, states_at_hooks
+from lrt_lens.adapters.vectors._projection import outside_span
 from lrt_lens.adapters.vectors._steering_hook import Mode, Positions, SteeringHook, adding, setting
 from lrt_lens.data._contrast import ContrastSet
 from lrt_lens.errors import NonFiniteError
@@ -40,10 +41,18 @@ from lrt_lens.models._belonging import (
     refuse_other_reader,
     refuse_other_stream,
 )
+from lrt_lens.models._hook_points import joint_parts, resolve
 from lrt_lens.models._hooked_model import Handle, HookedModel, load_model
 from lrt_lens.models._identity import ModelIdentity
 from lrt_lens.models._loading import ModelLike
-from lrt_lens.models._reading import Read, ShortTexts, read_activations, readable
+from lrt_lens.models._reading import (
+    Read,
+    ShortTexts,
+    read_activations,
+    read_at_hooks,
+    readable,
+    row_rule,
+)
 from lrt_lens.models._text_codec import Truncation, text_list
 from lrt_lens.models._text_reader import SKIP_FIRST
 from lrt_lens.stitching._stitch_data import StitchData, transfer_artefact
@@ -140,7 +149,7 @@ class SteeringVector:
             NonFiniteError: an activation is NaN or infinite.
         """
         rules = (read, short_texts, truncation)
-        (states,) = read_states(load_model(model), contrast, [at], *rules)
+        (states,) = _read_states(load_model(model), contrast, [at], *rules)
         return cls.learnt_from(states, "mean_difference")
 
     @classmethod
@@ -160,7 +169,7 @@ class SteeringVector:
         arguments and the errors are those of `mean_difference`.
         """
         rules = (read, short_texts, truncation)
-        (states,) = read_states(load_model(model), contrast, [at], *rules)
+        (states,) = _read_states(load_model(model), contrast, [at], *rules)
         return cls.learnt_from(states, "principal_component")
 
     @classmethod
@@ -183,7 +192,7 @@ class SteeringVector:
         errors are those of `mean_difference`.
         """
         rules = (read, short_texts, truncation)
-        (states,) = read_states(load_model(model), contrast, [at], *rules)
+        (states,) = _read_states(load_model(model), contrast, [at], *rules)
         return cls.learnt_from(states, "lda")
 
     @classmethod
@@ -232,7 +241,7 @@ class SteeringVector:
                 f"vector {self.name!r} was made by {self.method!r}; "
                 f"only {sorted(METHODS)} can be learnt again from texts"
             )
-        return read_states(model, contrast, hooks, self.read, self.short_texts, self.truncation)
+        return _read_states(model, contrast, hooks, self.read, self.short_texts, self.truncation)
 
     # ----------------------------------------------------------------------------------- arithmetic
 
@@ -275,34 +284,14 @@ class SteeringVector:
     def without(self, directions: Float[Tensor, "direction d_model"]) -> "SteeringVector":
         """Return the vector without its component in the span of some directions.
 
-        The result is no longer what its method learns, so it cannot be learnt again from texts.
-
-        Args:
-            directions: linearly independent rows of any length, such as the leading ones of
-                ``stitch.source_statistics.principal_directions(2)``, which massive dimensions rule.
+        The result cannot be learnt again from texts. ``directions`` are linearly independent rows
+        of any length, such as ``stitch.source_statistics.principal_directions(2)``.
 
         Raises:
-            ValueError: the directions have another width or depend on each other, or nothing but
-                rounding is left of the vector.
+            ValueError: they have another width or depend on each other, or nothing is left.
         """
-        n, width = directions.shape
-        if width != len(self.direction) or torch.linalg.matrix_rank(directions.double()) < n:
-            raise ValueError(
-                f"directions has the shape {tuple(directions.shape)}; expected independent rows of"
-                f" {len(self.direction)} entries, those of vector {self.name!r}"
-            )
-        # v − QᵀQv with orthonormal rows Q that span the directions
-        basis = torch.linalg.qr(directions.to(self.direction.device).double().T).Q
-        own = self.direction.double()
-        rest = own - basis @ (basis.T @ own)
-        if rest.norm() <= 1e-6 * own.norm():
-            raise ValueError(
-                f"vector {self.name!r} lies in the span of the {n} directions, so that nothing is "
-                "left of it; take away fewer directions"
-            )
-        return replace(
-            self, direction=rest.float(), method=f"{self.method} without {n} direction(s)"
-        )
+        rest, n = outside_span(self.direction, directions), len(directions)
+        return replace(self, direction=rest, method=f"{self.method} without {n} direction(s)")
 
     @property
     def origin(self) -> Origin:
@@ -511,6 +500,44 @@ class SteeringVector:
         tensors = file.checked({"direction": "d_model"})
         with as_damage(file.path):
             return cls(direction=tensors["direction"], **fields)
+
+
+def _read_states(
+    model: HookedModel,
+    contrast: ContrastSet,
+    hooks: Sequence[int | str],
+    read: Read,
+    short_texts: ShortTexts,
+    truncation: Truncation | None,
+) -> list[ContrastStates]:
+    """Return the states of the pairs that can be read at each hook point, from one reading."""
+    if not isinstance(contrast, ContrastSet):
+        raise TypeError(
+            f"contrast is a {type(contrast).__name__}; expected a ContrastSet, such as"
+            " ContrastSet(positive=[...], negative=[...])"
+        )
+    parts = [
+        [resolve(part, model) for part in ([hook] if isinstance(hook, int) else joint_parts(hook))]
+        for hook in hooks
+    ]
+    names = list(dict.fromkeys(name for one in parts for name in one))
+    options: dict[str, Any] = {"truncation": truncation}
+    kept = readable([model], contrast.texts, read, short_texts=short_texts, pairs=True, **options)
+    options["short_texts"] = row_rule(short_texts)
+    # `contrast.texts` lists all positive texts first, then all negative ones.
+    rows = read_at_hooks(model, kept.of(contrast.texts), names, read, **options)
+    fields = {
+        "model": model.identity,
+        "name": contrast.name,
+        "read": read,
+        "contrast": contrast.digest,
+        "short_texts": short_texts,
+        "truncation": truncation,
+        "n_dropped": kept.n_dropped,
+        "n_cut": kept.n_cut,
+        "contrast_set": contrast,
+    }
+    return states_at_hooks(parts, rows, fields)
 
 
 @transfer_artefact.register

@@ -24,7 +24,7 @@ it on another concept.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import pandas as pd
@@ -169,7 +169,8 @@ class TransferComparison:
         )
         columns = ["rule", "fraction_of_native", "fraction_low", "fraction_high"]
         columns += ["difference", "difference_low", "difference_high", "fraction_mean", "flag"]
-        return card("TransferComparison", note(legend), table(self.summary[columns]))
+        shown = cast(pd.DataFrame, self.summary[columns])
+        return card("TransferComparison", note(legend), table(shown))
 
 
 @takes(TransferComparisonSettings)
@@ -230,7 +231,7 @@ def compare_transfers(
         ]
         for name, rule in bar
     }
-    table = _Rows(contrast.name, shared, measured, settings.damage, resamples).table()
+    table = _ComparedRows(contrast.name, shared, measured, settings.damage, resamples).table()
     vectors = {"native": (shared[0].arm.vector,)} | {
         name: (arms[0].arm.vector, *arms[0].arm.later) for name, arms in measured.items()
     }
@@ -286,7 +287,7 @@ _DIFFERENCES = dict(
 
 
 @dataclass(frozen=True)
-class _Rows:
+class _ComparedRows:
     """Rows of the summary of a comparison."""
 
     concept: str

@@ -4,8 +4,6 @@ import math
 from dataclasses import dataclass, replace
 
 from lrt_lens.adapters.vectors._equal_damage import Curve
-from lrt_lens.adapters.vectors._intervention import Intervention
-from lrt_lens.adapters.vectors._steering_hook import Positions
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 
 
@@ -21,10 +19,6 @@ class VectorArm:
     """Number of the vector in an arm of several vectors; None in an arm of one vector."""
     later: tuple[SteeringVector, ...] = ()
     """Vectors at later hook points that act together with ``vector``, at the same scale."""
-
-    def intervention(self, positions: Positions = "all") -> Intervention:
-        """Return the intervention that adds all vectors of this arm."""
-        return Intervention.of((self.vector, *self.later), positions=positions)
 
     def negated(self) -> "VectorArm":
         """Return the arm with every vector reversed."""
