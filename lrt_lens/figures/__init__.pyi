@@ -8,3 +8,4 @@ from ._stitch_loss import stitch_loss_figure as stitch_loss_figure
 from ._template import HIGHLIGHT as HIGHLIGHT
 from ._template import TEMPLATE_NAME as TEMPLATE_NAME
 from ._template import arm_style as arm_style
+from ._transfer import transfer_figure as transfer_figure

@@ -12,6 +12,7 @@ of a stitch know their models.
 
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor, linalg
 
 from lrt_lens.errors import MismatchError
@@ -162,3 +163,15 @@ class StreamStatistics:
         # √(uᵀCu) with ‖u‖ = 1; rounding can make the quadratic form slightly negative.
         unit = direction.to(self.covariance) / direction.to(self.covariance).norm()
         return float((unit @ self.covariance @ unit).clamp_min(0).sqrt())
+
+    def principal_directions(self, n: int) -> Tensor:
+        """Return the unit directions of largest variance as rows [n, d], the largest first.
+
+        Raises:
+            ValueError: ``n`` is not between 1 and d.
+        """
+        width = len(self.covariance)
+        if not 1 <= n <= width:
+            raise ValueError(f"n is {n}; expected a number of directions from 1 to {width}")
+        # Columns of `eigh` ascend by eigenvalue; the sign of each is arbitrary.
+        return torch.linalg.eigh(self.covariance.double()).eigenvectors.T.flip(0)[:n]

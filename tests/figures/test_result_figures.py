@@ -41,6 +41,7 @@ from lrt_lens.adapters.vectors import (
     ClampEvaluation,
     PropensityEvaluation,
     SteeringEvaluation,
+    TransferComparison,
 )
 from lrt_lens.baselines import FamilyBaselines
 from lrt_lens.figures import TEMPLATE_NAME
@@ -97,6 +98,21 @@ def diagnostics() -> MapDiagnostics:
     gram = DenseSecondMoment(centred.T @ centred)
     scatter = Scatter(200.0, x.mean(0), x.mean(0), gram.matrix, gram, gram)
     return map_diagnostics(AffineMap(torch.eye(6) * 2, torch.zeros(6), SOURCE, TARGET), scatter)
+
+
+def transfers() -> TransferComparison:
+    """Return three rules on one concept, one of them without a number."""
+    rows = [
+        {"concept": "mood", "rule": rule}
+        | {
+            f"{name}{end}": value + width
+            for name in ("fraction", "fraction_mean", "difference", "difference_mean")
+            for end, width in (("_low", -0.1), ("", 0.0), ("_high", 0.2))
+        }
+        | {"fraction_of_native": value, "flag": ""}
+        for rule, value in (("native", 1.0), ("ridge, last", 0.7), ("LDA, last", float("nan")))
+    ]
+    return TransferComparison(pd.DataFrame(rows), 0.1, "ridge, last")
 
 
 def steering() -> SteeringEvaluation:
@@ -471,6 +487,8 @@ FIGURES: dict[str, Any] = {
     "SteeringEvaluation": lambda: steering().figure(),
     "SteeringEvaluation curves": lambda: steering().figure("curves"),
     "SteeringEvaluation damage": lambda: steering().figure("damage"),
+    "TransferComparison": lambda: transfers().figure(),
+    "TransferComparison mean": lambda: transfers().figure("mean"),
     "AblationEvaluation": lambda: ablation().figure(),
     "ClampEvaluation": lambda: clamping().figure(),
     "CodeMapEvaluation": lambda: code_map().figure(),

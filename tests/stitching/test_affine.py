@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lrt_lens.errors import MismatchError
-from lrt_lens.stitching import AffineMap, MapPair
+from lrt_lens.stitching import AffineMap, MapPair, StreamStatistics
 
 ONE, TWO, THREE = "blocks.1.hook_resid_post", "blocks.2.hook_resid_post", "blocks.3.hook_resid_post"
 
@@ -81,3 +81,14 @@ def test_reversing_a_pair_of_maps_exchanges_them() -> None:
     up, down = some_map(4, 3, ONE, TWO), some_map(3, 4, TWO, ONE)
     back = MapPair(up, down).reversed()
     assert (back.up, back.down) == (down, up)
+
+
+def test_principal_directions_are_the_leading_eigenvectors() -> None:
+    generator = torch.Generator().manual_seed(0)
+    axes = torch.linalg.qr(torch.randn(4, 4, generator=generator, dtype=torch.float64)).Q
+    variances = torch.tensor([0.5, 4.0, 1.0, 9.0], dtype=torch.float64)
+    statistics = StreamStatistics(torch.zeros(4), (axes * variances) @ axes.T, 1.0)
+    found = statistics.principal_directions(2)
+    torch.testing.assert_close((found @ axes[:, [3, 1]]).abs(), torch.eye(2, dtype=torch.float64))
+    with pytest.raises(ValueError, match="n is 5; expected a number of directions from 1 to 4"):
+        statistics.principal_directions(5)

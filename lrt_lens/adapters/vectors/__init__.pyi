@@ -30,3 +30,7 @@ from ._steering_hook import Mode as Mode
 from ._steering_hook import Positions as Positions
 from ._steering_result import SteeringEvaluation as SteeringEvaluation
 from ._steering_vector import SteeringVector as SteeringVector
+from ._transfer_comparison import TransferComparison as TransferComparison
+from ._transfer_comparison import TransferComparisonSettings as TransferComparisonSettings
+from ._transfer_comparison import TransferRule as TransferRule
+from ._transfer_comparison import compare_transfers as compare_transfers

@@ -15,17 +15,17 @@ Limits: an effect of a draw is interpolated over a wider gap than that of an arm
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from copy import copy
 from typing import Literal
 
 import numpy as np
 
 from lrt_lens.adapters.vectors._calibration import calibrate_on
 from lrt_lens.adapters.vectors._equal_damage import Curve
+from lrt_lens.adapters.vectors._intervention import Intervention
 from lrt_lens.adapters.vectors._neutral_text import NeutralText
 from lrt_lens.adapters.vectors._preferences import PreferenceText
 from lrt_lens.adapters.vectors._steering_hook import Positions
-from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.adapters.vectors._vector_arm import MeasuredArm, VectorArm
 from lrt_lens.data._contrast import ChoiceItems
 from lrt_lens.models._hooked_model import HookedModel
@@ -94,25 +94,34 @@ class ArmMeter:
             self._texts[hook] = (items, neutral, items.propensity())
         return self._texts[hook]
 
+    def afresh(self) -> "ArmMeter":
+        """Return a meter with the same texts that has measured no arm."""
+        other = copy(self)
+        other._last_step = {}
+        return other
+
     def measure(self, arm: VectorArm) -> MeasuredArm:
         """Return the arm's curves over scales that bracket the budget, if such scales exist."""
         plus = self._curve(arm, 1)
         return MeasuredArm(arm, plus, self._curve(arm, -1) if self.both_signs else None)
 
     def _curve(self, arm: VectorArm, sign: Sign) -> Curve:
-        vector = arm.vector if sign > 0 else replace(arm.vector, direction=-arm.vector.direction)
+        signed = arm if sign > 0 else arm.negated()
+        plan = Intervention.of((signed.vector, *signed.later), positions=self.positions)
         if self.scales is not None:
-            return self._at_scales(vector, self.scales)
+            return self._at_scales(plan, self.scales)
         key = (arm.name, sign)
+        # Lengths of steps are those of the vector at the first hook point.
+        norm = plan.vectors[0].norm
         if arm.draw is not None and (step := self._expected_step(key)) is not None:
             curve = bracketing_curve(
-                lambda scales: self._at_scales(vector, scales), self.budget, step / vector.norm
+                lambda scales: self._at_scales(plan, scales), self.budget, step / norm
             )
             if not math.isnan(scale := curve.scale_at(self.budget)):
-                self._last_step[key] = scale * vector.norm
+                self._last_step[key] = scale * norm
             return curve
         multiples = AUTO_SCALES if arm.draw is None else DRAW_SCALES
-        return self._at_scales(vector, self._searched(vector, key, multiples))
+        return self._at_scales(plan, self._searched(plan, key, multiples))
 
     def _expected_step(self, key: tuple[str, Sign]) -> float | None:
         """Return the length of the last step at the budget of this arm or of one like it."""
@@ -122,36 +131,38 @@ class ArmMeter:
         return next((step for step in known if step is not None), None)
 
     def _searched(
-        self, vector: SteeringVector, key: tuple[str, Sign], multiples: tuple[float, ...]
+        self, plan: Intervention, key: tuple[str, Sign], multiples: tuple[float, ...]
     ) -> list[float]:
         """Return multiples of the calibrated scale; all tried scales if none reached the budget."""
-        step = self._expected_step(key)
+        step, first = self._expected_step(key), plan.vectors[0]
         calibration = calibrate_on(
-            self.at(vector.hook)[1],
-            vector,
+            self.at(first.hook)[1],
+            plan,
             self.budget,
-            positions=self.positions,
-            first_guess=None if step is None else step / vector.norm,
+            first_guess=None if step is None else step / first.norm,
             tolerance=0.03,
         )
         if not calibration.reached:
             # Further draws begin where this search began, and are not searched as widely.
             middle = float(np.median(calibration.curve["scale"].to_numpy(dtype=float)))
-            self._last_step.setdefault(key, middle * vector.norm)
+            self._last_step.setdefault(key, middle * first.norm)
             tried = [scale for scale in calibration.curve["scale"] if scale > 0]
             # A search that fails tries dozens of scales; a few show the curve.
             return [tried[int(i)] for i in np.unique(np.linspace(0, len(tried) - 1, _MOST_SHOWN))]
-        self._last_step[key] = calibration.scale * vector.norm
+        self._last_step[key] = calibration.scale * first.norm
         return [multiple * calibration.scale for multiple in multiples]
 
-    def _at_scales(self, vector: SteeringVector, scales: Sequence[float]) -> Curve:
+    def _at_scales(self, plan: Intervention, scales: Sequence[float]) -> Curve:
         """Return the curve at the given scales, with no steering as the first."""
-        items, neutral, unsteered = self.at(vector.hook)
-        hooks = [vector.hook_at(scale, positions=self.positions) for scale in scales]
+        items, neutral, unsteered = self.at(plan.vectors[0].hook)
         # Scale 0 is no steering: damage 0 by definition.
-        rises = [np.zeros(len(neutral.n_tokens))]
-        rises += [neutral.losses(hook) - neutral.unsteered for hook in hooks]
-        propensities = [unsteered, *(items.propensity(hook) for hook in hooks)]
+        rises, propensities = [np.zeros(len(neutral.n_tokens))], [unsteered]
+        for scale in scales:
+            # The first hook changes the stored residual, the others act within the pass.
+            (_, first), *later = plan.hooks(scale).items()
+            rises.append(neutral.losses(first, dict(later)) - neutral.unsteered)
+            with self.model.intervene({**dict(later)}):
+                propensities.append(items.propensity(first))
         return Curve(
             np.array([0.0, *scales]), np.array(rises), neutral.n_tokens, np.array(propensities)
         )

@@ -12,7 +12,7 @@ one of these vectors is computed from the stored states.
 Limits: the states of all pairs are in memory, 2 · pairs · d_model numbers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 
 from lrt_lens.adapters.vectors._sources import group_numbers, usable_groups
+from lrt_lens.models._hook_points import joint_name
 
-Method = Literal["mean_difference", "principal_component"]
+Method = Literal["mean_difference", "principal_component", "lda"]
 """Rule by which a direction is learnt from pairs of states."""
-METHODS: tuple[Method, ...] = ("mean_difference", "principal_component")
+METHODS: tuple[Method, ...] = ("mean_difference", "principal_component", "lda")
 """Rules by which a direction can be learnt again from texts."""
 _ZERO = 1e-6
 """Norm of a difference of states, relative to the states, that rounding to float32 explains."""
@@ -55,11 +56,12 @@ class ContrastStates:
             raise ValueError(
                 f"the method is {method!r}; only {sorted(METHODS)} can be learnt from texts"
             )
-        direction = (
-            (self.positive - self.negative).mean(0)
-            if method == "mean_difference"
-            else self._principal_component()
-        )
+        learn = {
+            "mean_difference": self._mean_difference,
+            "principal_component": self._principal_component,
+            "lda": self._discriminant,
+        }[method]
+        direction = learn()
         length, size = float(direction.norm()), self.fields["median_norm"]
         if length <= _ZERO * size:
             raise ValueError(
@@ -69,6 +71,24 @@ class ContrastStates:
                 " read, and that are not cut where they differ"
             )
         return direction
+
+    def _mean_difference(self) -> Tensor:
+        return (self.positive - self.negative).mean(0)
+
+    def _discriminant(self) -> Tensor:
+        from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+        states = torch.cat([self.positive, self.negative]).double().cpu().numpy()
+        is_positive = np.repeat([1, 0], len(self))
+        # w = Σ⁻¹(μ₊ − μ₋), with Σ the pooled covariance of both sides, shrunk by the rule of
+        # Ledoit and Wolf: there are fewer texts than dimensions.
+        fit = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(states, is_positive)
+        direction = torch.from_numpy(fit.coef_[0]).to(self.positive.device)
+        length = direction.norm()
+        # Without a difference of the means there is no direction; `direction` refuses zero.
+        unit = direction / length if length > 0 else direction
+        # Scale 1 is the mean gap along the unit vector, ⟨μ₊ − μ₋, ŵ⟩, as for other methods.
+        return (float(self._mean_difference().double() @ unit) * unit).float()
 
     def _principal_component(self) -> Tensor:
         difference = (self.positive - self.negative).double()
@@ -115,3 +135,22 @@ def states_without_groups(
     usable = usable_groups(n_groups, len(own))
     if usable and len(own) == len(native):
         yield from zip(own.leaving_out(usable), native.leaving_out(usable), strict=True)
+
+
+def states_at_hooks(
+    hooks: Sequence[Sequence[str]], rows: Mapping[str, Tensor], fields: dict[str, Any]
+) -> list[ContrastStates]:
+    """Return the states at each hook point, from rows that list all positive texts first.
+
+    Args:
+        hooks: parts of each hook point; those of a joint one are put side by side.
+        rows: states of the texts of a contrast set by part, [text, d_model].
+        fields: fields of the vectors that do not depend on the hook point.
+    """
+    found = []
+    for parts in hooks:
+        states = torch.cat([rows[name] for name in parts], dim=1)
+        positive, negative = states.chunk(2)
+        here = {"hook": joint_name(parts), "median_norm": float(states.norm(dim=1).median())}
+        found.append(ContrastStates(positive, negative, fields | here))
+    return found

@@ -158,7 +158,7 @@ def evaluate_steering(
 
 
 def _check_arguments(settings: SteeringSettings, items: ChoiceItems) -> None:
-    scales, damage = settings.scales, settings.damage
+    scales = settings.scales
     if isinstance(scales, str):
         if scales != "auto":
             raise ValueError(f"scales is {scales!r}; expected 'auto' or a list of positive numbers")
@@ -168,6 +168,11 @@ def _check_arguments(settings: SteeringSettings, items: ChoiceItems) -> None:
             f"scales is {list(scales)}; expected positive finite numbers "
             "(no steering is always measured)"
         )
+    refuse_unmeasurable(items, settings.damage)
+
+
+def refuse_unmeasurable(items: ChoiceItems, damage: float) -> None:
+    """Raise ValueError unless effects on these items at this damage can have an interval."""
     if not 0 < damage < math.inf:
         raise ValueError(
             f"damage is {damage}; expected a positive number of nats per token, such as 0.1"

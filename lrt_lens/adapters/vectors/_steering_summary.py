@@ -43,7 +43,7 @@ _ERRORS = {
 
 
 @dataclass(frozen=True)
-class _Quantity:
+class Quantity:
     """One way to read an arm: the vector, its negative, or the mean of both."""
 
     name: str
@@ -81,17 +81,18 @@ def _both(measured: MeasuredArm, budget: float, resamples: Resamples) -> Estimat
     return (plus - minus) * 0.5
 
 
-_QUANTITIES = (
-    _Quantity(
+QUANTITIES = (
+    Quantity(
         "effect_at_equal_damage",
         "",
         "fraction",
         lambda measured, budget, resamples: measured.plus.effect(budget, resamples),
         MeasuredArm.effect,
     ),
-    _Quantity("effect_negated", "negated_", "fraction_negated", _minus, MeasuredArm.negated),
-    _Quantity("effect_mean", "mean_", "fraction_mean", _both, MeasuredArm.both),
+    Quantity("effect_negated", "negated_", "fraction_negated", _minus, MeasuredArm.negated),
+    Quantity("effect_mean", "mean_", "fraction_mean", _both, MeasuredArm.both),
 )
+"""The vector, its negative, and the mean of both, in the order of the columns."""
 
 
 class SteeringSummary:
@@ -116,7 +117,7 @@ class SteeringSummary:
         """Return one row per arm, without steering first."""
         none = {"concept": self.concept, "arm": "none", "n_draws": 1}
         none |= {"flag": "", "interval_flag": ""}
-        zero = {q.name: 0.0 for q in _QUANTITIES if q.name != "effect_negated"}
+        zero = {q.name: 0.0 for q in QUANTITIES if q.name != "effect_negated"}
         rows = [none | zero | {"low": 0.0, "high": 0.0, "effect_negated": 0.0}]
         for name, draws in self.arms.items():
             if name not in REFITS:
@@ -124,7 +125,7 @@ class SteeringSummary:
                 rows.append(self._drawn(name, draws) if is_drawn else self._single(name, draws[0]))
         return rows
 
-    def _values(self, name: str, quantity: _Quantity) -> list[float]:
+    def _values(self, name: str, quantity: Quantity) -> list[float]:
         return [quantity.value(one, self.budget) for one in self.arms.get(name, [])]
 
     # ------------------------------------------------------------------------------- one vector
@@ -140,7 +141,7 @@ class SteeringSummary:
         }
         doubts: list[str] = []
         refits = refits_of(name, self.arms)
-        for quantity in _QUANTITIES:
+        for quantity in QUANTITIES:
             estimate = quantity.estimate(measured, self.budget, self.resamples)
             errors = {
                 source: jackknife_error(self._values(arm, quantity))
@@ -172,7 +173,7 @@ class SteeringSummary:
         return {source: len(self.arms[arm]) for source, arm in refits.items()}
 
     def _fraction(
-        self, name: str, quantity: _Quantity, estimate: Estimate | None, refits: Mapping[str, str]
+        self, name: str, quantity: Quantity, estimate: Estimate | None, refits: Mapping[str, str]
     ) -> tuple[Interval, dict[str, float]]:
         """Return the fraction of native with its interval, and its standard errors by source."""
         if "native" not in self.arms or estimate is None:
@@ -213,7 +214,7 @@ class SteeringSummary:
             "contains": "draws",
         }
         doubts: list[str] = []
-        for quantity in _QUANTITIES:
+        for quantity in QUANTITIES:
             values = np.array(self._values(name, quantity))
             new_draw = prediction_interval(values)
             doubts.append(new_draw.flag)
@@ -221,7 +222,7 @@ class SteeringSummary:
             ratio = prediction_interval(values / native[0]) if native else NOTHING
             row |= quantity.columns(new_draw, ratio)
         # The mean of both signs if both were measured, so that a control may point either way.
-        read = _QUANTITIES[2] if draws[0].minus is not None else _QUANTITIES[0]
+        read = QUANTITIES[2] if draws[0].minus is not None else QUANTITIES[0]
         values = self._values(name, read)
         transferred = self._values("transferred", read)
         test = rank_test(transferred[0] if transferred else math.nan, values)
@@ -230,6 +231,6 @@ class SteeringSummary:
             "transferred_p": test.p,
             "p_floor": test.floor,
         }
-        n_missed = int(np.isnan(self._values(name, _QUANTITIES[0])).sum())
+        n_missed = int(np.isnan(self._values(name, QUANTITIES[0])).sum())
         missed = f"damage not bracketed in {n_missed} of {len(draws)} draws" if n_missed else ""
         return row | {"flag": missed, "interval_flag": joined_flags(doubts)}

@@ -24,13 +24,17 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from lrt_lens._repr_html import card, facts
 from lrt_lens._stored_fields import as_damage, json_object, stored_fields, stored_text
 from lrt_lens._tensor_files import read_tensor_file, write_tensors
 from lrt_lens.adapters._earlier_files import in_current_form
-from lrt_lens.adapters.vectors._contrast_states import METHODS, ContrastStates
+from lrt_lens.adapters.vectors._contrast_states import METHODS, ContrastStates, states_at_hooks
 from lrt_lens.adapters.vectors._label_share import LabelShare
+from lrt_lens.adapters.vectors._mapped_length import resized
+from lrt_lens.adapters.vectors._projection import outside_span
 from lrt_lens.adapters.vectors._steering_hook import Mode, Positions, SteeringHook, adding, setting
 from lrt_lens.data._contrast import ContrastSet
 from lrt_lens.errors import NonFiniteError
@@ -40,18 +44,10 @@ from lrt_lens.models._belonging import (
     refuse_other_reader,
     refuse_other_stream,
 )
-from lrt_lens.models._hook_points import resolve
 from lrt_lens.models._hooked_model import Handle, HookedModel, load_model
 from lrt_lens.models._identity import ModelIdentity
 from lrt_lens.models._loading import ModelLike
-from lrt_lens.models._reading import (
-    Read,
-    ShortTexts,
-    read_activations,
-    read_at_hooks,
-    readable,
-    row_rule,
-)
+from lrt_lens.models._reading import Read, ShortTexts, read_activations, readable
 from lrt_lens.models._text_codec import Truncation, text_list
 from lrt_lens.models._text_reader import SKIP_FIRST
 from lrt_lens.stitching._stitch_data import StitchData, transfer_artefact
@@ -76,8 +72,8 @@ class SteeringVector:
     name: str = "vector"
     """Name in tables and figures, that of the contrast set if it was learnt from one."""
     method: str = "given"
-    """How the vector was made, such as ``"mean_difference"``, ``"principal_component"`` or
-    ``"sum"``."""
+    """How the vector was made, such as ``"mean_difference"``, ``"principal_component"``, ``"lda"``
+    or ``"sum"``."""
     read: Read | Literal["given"] = "given"
     """Position of the contrast texts from which activations were read."""
     transferred_by: Literal["stitch", "concept map"] | None = None
@@ -174,6 +170,29 @@ class SteeringVector:
         return cls.learnt_from(states, "principal_component")
 
     @classmethod
+    def lda(
+        cls,
+        model: ModelLike,
+        contrast: ContrastSet,
+        *,
+        at: int | str,
+        read: Read = "last",
+        short_texts: ShortTexts = "drop",
+        truncation: Truncation | None = None,
+    ) -> "SteeringVector":
+        """Return the direction Σ⁻¹(μ₊ − μ₋) of linear discriminant analysis (Fisher 1936).
+
+        Σ is the covariance of the states about the mean of their own side, pooled over both sides
+        and shrunk by the rule of Ledoit and Wolf (scikit-learn's ``shrinkage="auto"``). Dimensions
+        in which texts of one side differ widely weigh less than in the mean difference. It points
+        towards the positive texts, and its length is their mean gap along it. The arguments and the
+        errors are those of `mean_difference`.
+        """
+        rules = (read, short_texts, truncation)
+        (states,) = read_contrast_states(load_model(model), contrast, [at], *rules)
+        return cls.learnt_from(states, "lda")
+
+    @classmethod
     def learnt_from(cls, states: ContrastStates, method: str) -> "SteeringVector":
         """Return the vector that a method learns from the states of contrast texts.
 
@@ -261,6 +280,18 @@ class SteeringVector:
 
     def __sub__(self, other: "SteeringVector") -> "SteeringVector":
         return self + -other
+
+    def without(self, directions: Float[Tensor, "direction d_model"]) -> "SteeringVector":
+        """Return the vector without its component in the span of some directions.
+
+        The result cannot be learnt again from texts. ``directions`` are linearly independent rows
+        of any length, such as ``stitch.source_statistics.principal_directions(2)``.
+
+        Raises:
+            ValueError: they have another width or depend on each other, or nothing is left.
+        """
+        rest, n = outside_span(self.direction, directions), len(directions)
+        return replace(self, direction=rest, method=f"{self.method} without {n} direction(s)")
 
     @property
     def origin(self) -> Origin:
@@ -497,10 +528,15 @@ def read_contrast_states(
             f"contrast is a {type(contrast).__name__}; expected a ContrastSet, such as"
             " ContrastSet(positive=[...], negative=[...])"
         )
-    names = [resolve(hook, model) for hook in hooks]
+    parts = [
+        [resolve(part, model) for part in ([hook] if isinstance(hook, int) else joint_parts(hook))]
+        for hook in hooks
+    ]
+    names = list(dict.fromkeys(name for one in parts for name in one))
     options: dict[str, Any] = {"truncation": truncation}
     kept = readable([model], contrast.texts, read, short_texts=short_texts, pairs=True, **options)
     options["short_texts"] = row_rule(short_texts)
+    # `contrast.texts` lists all positive texts first, then all negative ones.
     rows = read_at_hooks(model, kept.of(contrast.texts), names, read, **options)
     fields = {
         "model": model.identity,
@@ -513,13 +549,7 @@ def read_contrast_states(
         "n_cut": kept.n_cut,
         "contrast_set": contrast,
     }
-    found = []
-    for name in names:
-        # `contrast.texts` lists all positive texts first, then all negative ones.
-        positive, negative = rows[name].chunk(2)
-        here = {"hook": name, "median_norm": float(rows[name].norm(dim=1).median())}
-        found.append(ContrastStates(positive, negative, fields | here))
-    return found
+    return states_at_hooks(parts, rows, fields)
 
 
 @transfer_artefact.register
@@ -559,18 +589,7 @@ def transfer_vector(
     direction = vector.direction.double()
     # LRT: ṽ = v W + b. Stitching: ṽ = v W, because b cancels in a difference of two points.
     mapped = affine.points(direction) if bias == "add" else affine.directions(direction)
-    length = mapped.norm()
-    if not length > 0:
-        raise ValueError(
-            f"the map sends vector {vector.name!r} to zero, because the target's stream does not "
-            "depend on its direction; transfer another vector, or fit the map on more texts"
-        )
-    if norm == "unit":
-        mapped = mapped / length
-    elif norm == "match":
-        # ‖u‖ = ‖v‖ · σ_target(û) / σ_source(v̂); the floor avoids 0/0 in a stream without variance.
-        deviations = vector.norm / max(stitch.source_statistics.deviation(direction), 1e-30)
-        mapped = mapped / length * deviations * stitch.target_statistics.deviation(mapped)
+    mapped = resized(mapped, direction, stitch, norm, f"vector {vector.name!r}")
     return replace(
         vector,
         direction=mapped.float(),

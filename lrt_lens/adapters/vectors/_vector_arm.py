@@ -1,7 +1,7 @@
 """A vector of an arm, and its curves in both signs with the effects at a budget."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lrt_lens.adapters.vectors._equal_damage import Curve
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
@@ -17,6 +17,16 @@ class VectorArm:
     """Vector on the target model."""
     draw: int | None = None
     """Number of the vector in an arm of several vectors; None in an arm of one vector."""
+    later: tuple[SteeringVector, ...] = ()
+    """Vectors at later hook points that act together with ``vector``, at the same scale."""
+
+    def negated(self) -> "VectorArm":
+        """Return the arm with every vector reversed."""
+        # Not `-vector`, which would also rename it and exchange its contrast texts.
+        vector, *later = (
+            replace(one, direction=-one.direction) for one in (self.vector, *self.later)
+        )
+        return replace(self, vector=vector, later=tuple(later))
 
 
 @dataclass(frozen=True)

@@ -14,3 +14,4 @@ from ._shared_embeddings import embedding_rows as embedding_rows
 from ._shared_embeddings import shared_embedding_maps as shared_embedding_maps
 from ._solver import Solver as Solver
 from ._two_way import TwoWay as TwoWay
+from ._whitened_procrustes import WhitenedProcrustes as WhitenedProcrustes

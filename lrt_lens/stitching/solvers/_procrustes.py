@@ -63,7 +63,7 @@ class Procrustes(ClosedForm):
         """Return ``sQ`` for every setting."""
         if fit.xy.shape[0] <= fit.xy.shape[1]:
             # Q = UVᵀ of Sxy = UΣVᵀ
-            rotation = _polar(fit.xy)
+            rotation = polar(fit.xy)
         else:
             rotation = self._narrowing(fit, start)
         return [self._stretch(rotation, fit) * rotation] * len(settings)
@@ -78,7 +78,7 @@ class Procrustes(ClosedForm):
     def _narrowing(self, fit: Scatter, start: Tensor | None) -> Tensor:
         """Return Q for a source wider than the target, by alternation from UVᵀ or ``start``."""
         width = fit.xy.shape[1]
-        rotation = _polar(fit.xy if start is None else start)
+        rotation = polar(fit.xy if start is None else start)
         # [Q C], square: the complete QR decomposition of Q gives its orthogonal complement C.
         whole = torch.cat([rotation, torch.linalg.qr(rotation, mode="complete").Q[:, width:]], 1)
         iterations = _MAX_ITERATIONS if start is None else _MAX_REFIT_ITERATIONS
@@ -166,7 +166,7 @@ def _rotation(matrix: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(gram(matrix))
     ratio = float(values[0] / values[-1].clamp_min(torch.finfo(values.dtype).tiny))
     if ratio <= _NOT_SINGULAR:
-        return _polar(matrix)
+        return polar(matrix)
     # (MᵀM)^-½ = (V e^-¼)(V e^-¼)ᵀ
     rotation = matrix @ gram((vectors * values**-0.25).T)
     return rotation if ratio > _WELL_CONDITIONED else _orthogonal(rotation)
@@ -184,12 +184,12 @@ def _orthogonal(rotation: Tensor) -> Tensor:
     return rotation
 
 
-def _polar(matrix: Tensor) -> Tensor:
+def polar(matrix: Tensor) -> Tensor:
     """Return the semi-orthogonal matrix nearest to ``matrix``: UVᵀ of its decomposition UΣVᵀ."""
     # M (MᵀM)^-½ = UVᵀ, from the smaller Gram matrix; an ill-conditioned one needs the full
     # decomposition, because its small eigenvalues are rounding errors.
     if matrix.shape[0] < matrix.shape[1]:
-        return _polar(matrix.T).T
+        return polar(matrix.T).T
     values, vectors = torch.linalg.eigh(matrix.T @ matrix)
     if values[0] > _WELL_CONDITIONED * values[-1]:
         return matrix @ (vectors * values.rsqrt()) @ vectors.T

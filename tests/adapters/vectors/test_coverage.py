@@ -53,6 +53,8 @@ class Population:
         self.transferred = self.stitch.transfer(vector)
         self.native = vector.relearnt(pair.target, contrast, at=hook)
         self.curves = [self.curve(self.transferred), self.curve(self.native)]
+        pooled = lrt.SteeringVector.mean_difference(pair.source, contrast, at=2, read="mean")
+        self.other = self.curve(self.stitch.transfer(pooled))
 
     def curve(self, vector: Any, multiples: tuple[float, ...] = MULTIPLES) -> Curve:
         scale = calibrate_on(self.neutral, vector, BUDGET).scale
@@ -69,7 +71,7 @@ class Population:
         texts = rng.integers(0, len(one.n_tokens), n_texts)
         return [
             Curve(c.scales, c.rises[:, texts], c.n_tokens[texts], c.propensity[:, items])
-            for c in self.curves
+            for c in (*self.curves, self.other)
         ]
 
 
@@ -83,7 +85,7 @@ def coverage(population: Population, n_items: int, n_texts: int) -> dict[str, fl
     ours, native = (float(one.effect_at(BUDGET).mean()) for one in population.curves)
     rng, hits, flagged, n = np.random.default_rng(0), np.zeros(2), 0, 0
     for i in range(N_TIMES):
-        a, b = population.sample(rng, n_items, n_texts)
+        a, b, _ = population.sample(rng, n_items, n_texts)
         # Few texts may not reach the budget at these scales; an evaluation searches others.
         if any(math.isnan(one.scale_at(BUDGET)) for one in (a, b)):
             continue
@@ -105,6 +107,26 @@ def test_effects_and_fractions_at_equal_damage_are_held(
     # Three standard errors of a simulation of 150 samples are .053.
     assert abs(found["effect"] - 0.95) <= 0.053, found
     assert abs(found["fraction"] - 0.95) <= 0.053, found
+
+
+def test_differences_between_two_rules_are_held(population: Population) -> None:
+    """The paired difference of `compare_transfers`, over items and neutral texts."""
+    curves = (*population.curves, population.other)
+    plain, native, other = (float(one.effect_at(BUDGET).mean()) for one in curves)
+    rng, hits, n = np.random.default_rng(0), 0, 0
+    for i in range(N_TIMES):
+        sample = population.sample(rng, 57, 20)
+        if any(math.isnan(one.scale_at(BUDGET)) for one in sample):
+            continue
+        sources = {ITEMS: Clusters.single(57), TEXTS: Clusters.single(20)}
+        resamples = Resamples(sources, seed=i, n_draws=500)
+        a, b, c = (one.effect(BUDGET, resamples) for one in sample)
+        interval = ((c - a) / b).interval(resamples)
+        hits += not interval.excludes((other - plain) / native)
+        n += 1
+    # Three standard errors of a simulation of 150 samples are .053.
+    assert n > N_TIMES / 2
+    assert abs(hits / n - 0.95) <= 0.053, hits / n
 
 
 def test_a_new_random_direction_falls_into_the_prediction_interval(population: Population) -> None:

@@ -5,8 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from sklearn.covariance import ledoit_wolf
 
 from lrt_lens._tensor_files import read_tensor_file, write_tensors
 from lrt_lens.adapters._earlier_files import split_method
@@ -15,9 +17,12 @@ from lrt_lens.adapters.vectors._steering_vector import VECTOR_SCHEMA
 from lrt_lens.data import ContrastSet
 from lrt_lens.errors import FileFormatError, MismatchError, NonFiniteError
 from lrt_lens.models import ModelPair
+from lrt_lens.models._hook_points import joint_name
 from lrt_lens.models._reading import read_activations
 from lrt_lens.models._text_reader import SKIP_FIRST
+from lrt_lens.moments import harvest
 from lrt_lens.stitching import Stitch, fit_stitches
+from lrt_lens.stitching.solvers import ManyToOne
 
 HOOK = "blocks.1.hook_resid_post"
 POSITIVE = [
@@ -112,6 +117,79 @@ def test_vectors_at_several_hook_points_are_learnt_from_one_reading(
     for ours, alone in zip(found, expected, strict=True):
         assert torch.equal(ours.direction, alone.direction)
         assert ours.median_norm == alone.median_norm
+
+
+def test_a_discriminant_is_the_naive_formula_with_the_shrinkage_of_ledoit_and_wolf(
+    pair: ModelPair, contrast: ContrastSet
+) -> None:
+    positive, negative = (
+        read_activations(pair.source, texts, HOOK).double().numpy()
+        for texts in (POSITIVE, NEGATIVE)
+    )
+
+    def shrunk(states: np.ndarray) -> np.ndarray:
+        # scikit-learn shrinks the covariance of standardised dimensions of each side.
+        unit = states.std(0)
+        return np.outer(unit, unit) * ledoit_wolf((states - states.mean(0)) / unit)[0]
+
+    gap = positive.mean(0) - negative.mean(0)
+    pooled = (shrunk(positive) + shrunk(negative)) / 2
+    expected = np.linalg.solve(pooled, gap)
+    unit = expected / np.linalg.norm(expected)
+    vector = SteeringVector.lda(pair.source, contrast, at=1)
+    np.testing.assert_allclose(vector.direction.numpy(), (gap @ unit) * unit, rtol=1e-3, atol=1e-5)
+    assert vector.method == "lda"
+    # The mean difference along the vector is the vector itself.
+    mean = SteeringVector.mean_difference(pair.source, contrast, at=1)
+    assert float(mean.direction @ vector.direction) == pytest.approx(vector.norm**2, rel=1e-4)
+    again = vector.relearnt(pair.source, contrast, at=1)
+    assert torch.equal(again.direction, vector.direction)
+
+
+def test_a_vector_at_a_joint_hook_point_is_that_of_each_layer_side_by_side(
+    pair: ModelPair, contrast: ContrastSet, corpus: list[str]
+) -> None:
+    layers = ["blocks.0.hook_resid_post", HOOK]
+    joint = SteeringVector.mean_difference(pair.source, contrast, at=joint_name(layers))
+    alone = [SteeringVector.mean_difference(pair.source, contrast, at=hook) for hook in layers]
+    torch.testing.assert_close(joint.direction, torch.cat([one.direction for one in alone]))
+    moments = harvest(
+        pair,
+        corpus,
+        source_layers=layers,
+        target_layers=[2],
+        joint=True,
+        n_tokens=None,
+        context_length=32,
+        progress=False,
+    )
+    stitch = moments.fit(ManyToOne()).best()
+    mapped = stitch.transfer(joint, norm="mapped").direction
+    expected = stitch.up.directions(joint.direction.double()).float()
+    torch.testing.assert_close(mapped, expected)
+
+
+def test_a_vector_without_some_directions_is_orthogonal_to_them(
+    pair: ModelPair, contrast: ContrastSet, vector: SteeringVector, stitch: Stitch
+) -> None:
+    directions = 5 * stitch.source_statistics.principal_directions(2)
+    rest = vector.without(directions)
+    units = directions.double() / 5
+    expected = vector.direction.double()
+    for unit in units:
+        expected = expected - (expected @ unit) * unit
+    torch.testing.assert_close(rest.direction, expected.float(), rtol=1e-4, atol=1e-6)
+    assert (rest.method, rest.contrast) == (
+        "mean_difference without 2 direction(s)",
+        vector.contrast,
+    )
+    assert torch.allclose(rest.without(directions).direction, rest.direction, atol=1e-6)
+    with pytest.raises(ValueError, match="in the span of the 1 directions"):
+        vector.without(vector.direction[None])
+    with pytest.raises(ValueError, match=r"shape \(2, \d+\); expected independent rows"):
+        vector.without(torch.ones(2, len(vector.direction)))
+    with pytest.raises(ValueError, match="only .*lda.* can be learnt again"):
+        rest.relearnt(pair.source, contrast, at=1)
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy.linalg import orthogonal_procrustes
+from scipy.linalg import orthogonal_procrustes, polar, sqrtm
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import r2_score
 
@@ -24,6 +24,7 @@ from lrt_lens.stitching.solvers import (
     Ridge,
     Translation,
     TwoWay,
+    WhitenedProcrustes,
 )
 
 ALL = [
@@ -32,6 +33,8 @@ ALL = [
     ReducedRank(),
     Procrustes(),
     Procrustes(scale=False),
+    WhitenedProcrustes(),
+    WhitenedProcrustes(scale=False),
     AxisScaling(),
     Translation(),
     Mean(),
@@ -149,6 +152,55 @@ def test_procrustes_into_a_narrower_stream_is_a_minimum_that_the_closed_form_mis
         assert _semi_orthogonal_error(x, y, nearby, scale) > found * (1 - 1e-6)
 
 
+def _root(matrix: np.ndarray) -> np.ndarray:
+    return np.real(sqrtm(matrix))
+
+
+@pytest.mark.parametrize("down", [False, True])
+@pytest.mark.parametrize("scale", [False, True])
+@pytest.mark.parametrize("alpha", [1e-6, 0.3])
+def test_whitened_procrustes_is_the_naive_formula(
+    rows: Any, moments_of: Any, alpha: float, scale: bool, down: bool
+) -> None:
+    stitch, x, y = fitted(rows, moments_of, WhitenedProcrustes(alpha=alpha, scale=scale))
+    x, y = (y, x) if down else (x, y)
+    a, b = x - x.mean(0), y - y.mean(0)
+    xx, yy = (s + alpha * np.trace(s) / len(s) * np.eye(len(s)) for s in (a.T @ a, b.T @ b))
+    root_xx, root_yy = _root(xx), _root(yy)
+    rotation, _ = polar(np.linalg.inv(root_xx) @ a.T @ b @ np.linalg.inv(root_yy))
+    weight = np.linalg.inv(root_xx) @ rotation @ root_yy
+    if scale:  # regression through the origin of all entries of y on those of xW
+        weight = weight * np.vdot(a @ weight, b) / np.vdot(a @ weight, a @ weight)
+    assert_same(stitch.down if down else stitch.up, weight, y.mean(0) - x.mean(0) @ weight, 1e-7)
+
+
+def test_whitened_procrustes_finds_a_rotation_between_whitened_streams(
+    rows: Any, moments_of: Any
+) -> None:
+    generator = np.random.default_rng(3)
+    rotation, metric = np.linalg.qr(generator.normal(size=(12, 12)))[0], rows.numpy(rows.fits)[0]
+    spread = _root(np.cov(metric.T))
+    axes = generator.normal(size=(12, 12))
+    # y = x Cxx^-½ Q Cyy^½ for any positive definite Cyy.
+    weight = np.linalg.inv(spread) @ rotation @ _root(axes @ axes.T + np.eye(12))
+    related = replace(rows, y=torch.from_numpy(rows.x.numpy() @ weight) + 2.0)
+    found = moments_of(related).fit(WhitenedProcrustes(alpha=1e-12)).best(by="r2_cv")
+    np.testing.assert_allclose(found.up.weight.numpy(), weight, atol=1e-6 * np.abs(weight).max())
+    # The map down is the inverse: a rotation loses nothing, and a plain Procrustes map misses it.
+    np.testing.assert_allclose(found.down.weight.numpy() @ weight, np.eye(12), atol=1e-6)
+    plain = moments_of(related).fit(Procrustes()).best(by="r2_cv")
+    assert plain.scores["r2"] < 0.9 < found.scores["r2"]
+
+
+def test_whitened_procrustes_keeps_the_covariance_of_the_narrower_target(
+    rows: Any, moments_of: Any
+) -> None:
+    stitch, x, y = fitted(rows, moments_of, WhitenedProcrustes(alpha=1e-9, scale=False))
+    mapped = stitch.up.points(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(np.cov(mapped.T), np.cov(y.T), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(mapped.mean(0), y.mean(0), rtol=1e-9)
+
+
 @pytest.mark.parametrize("rank", [1, 3, 9])
 @pytest.mark.parametrize("down", [False, True])
 def test_reduced_rank_is_the_best_of_its_rank_for_ridges_objective(
@@ -222,6 +274,7 @@ def test_standardising_makes_scales_of_dimensions_irrelevant(rows: Any, moments_
     for solver in (
         *solvers,
         Ridge(alpha=0.1, standardize=True),
+        WhitenedProcrustes(alpha=0.1, standardize=True),
         TwoWay(standardize=True, alpha=0.01, tolerance=1e-9),
     ):
         plain, moved = (moments_of(r).fit(solver).best(by="r2_cv").up for r in (rows, scaled))
@@ -291,6 +344,8 @@ def test_fixed_maps_are_scored_and_not_fitted(rows: Any, moments_of: Any) -> Non
     [
         (lambda: ReducedRank(rank=0), "rank is 0; expected a positive number"),
         (lambda: ReducedRank(alpha=-1.0), "alpha is -1.0; expected a positive number"),
+        (lambda: WhitenedProcrustes(alpha=0.0), "alpha is 0.0; expected a positive number"),
+        (lambda: WhitenedProcrustes(alphas=()), "alphas is empty; give at least one penalty"),
         (lambda: LeastSquares(rcond=1.5), "rcond is 1.5; expected a share"),
         (
             lambda: TwoWay(inversion_weight=float("nan")),
