@@ -155,6 +155,13 @@ def resolve_layers(layers: Layers, model: HasHookPoints) -> list[str]:
     return list(dict.fromkeys(resolve(layer, model) for layer in selection))
 
 
+def resolved_parts(hook: int | str, model: HasHookPoints) -> list[str]:
+    """Return the names of the hook points that a layer or a name, joint or not, stands for."""
+    return [
+        resolve(part, model) for part in ([hook] if isinstance(hook, int) else joint_parts(hook))
+    ]
+
+
 def layer_pairs(
     source_layers: Layers, target_layers: Layers, source: HasHookPoints, target: HasHookPoints
 ) -> list[tuple[str, str]]:

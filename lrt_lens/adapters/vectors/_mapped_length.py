@@ -1,6 +1,7 @@
 """Length of a transferred direction.
 
-    resized(mapped, direction, stitch, "match", "vector 'sentiment'")
+    deviations = stitch.source_statistics.deviation, stitch.target_statistics.deviation
+    resized(mapped, direction, "match", deviations, "vector 'sentiment'")
 
 Problem: a map fitted with a penalty shortens directions, and the streams of two models have
 different sizes. Mechanism: the length is set by the deviations of both streams along the direction.
@@ -8,17 +9,20 @@ different sizes. Mechanism: the length is set by the deviations of both streams 
 Limits: ``"match"`` needs the covariance of both streams.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
-from lrt_lens.stitching._stitch_data import StitchData
 from lrt_lens.typing import Direction
+
+Deviation = Callable[[Direction], float]
+"""Function from a direction to the standard deviation of a stream along it."""
 
 
 def resized(
     mapped: Direction,
     direction: Direction,
-    stitch: StitchData,
     norm: Literal["match", "mapped", "unit"],
+    deviations: tuple[Deviation, Deviation],
     what: str,
 ) -> Direction:
     """Mapped direction [d_target] with the length of a rule.
@@ -26,8 +30,9 @@ def resized(
     Args:
         mapped: image of ``direction``.
         direction: direction in the source, [d_source].
-        stitch: statistics of both streams.
         norm: ``"match"``, ``"mapped"`` or ``"unit"``, as in `transfer_vector`.
+        deviations: functions that give the standard deviation of the source's and of the target's
+            stream along a direction.
         what: name of the direction, for the error.
 
     Raises:
@@ -44,6 +49,5 @@ def resized(
     if norm == "unit":
         return mapped / length
     # ‖u‖ = ‖v‖ · σ_target(û) / σ_source(v̂); the floor avoids 0/0 in a stream without variance.
-    source = max(stitch.source_statistics.deviation(direction), 1e-30)
-    deviations = direction.norm() / source
-    return mapped / length * deviations * stitch.target_statistics.deviation(mapped)
+    n_deviations = direction.norm() / max(deviations[0](direction), 1e-30)
+    return mapped / length * n_deviations * deviations[1](mapped)

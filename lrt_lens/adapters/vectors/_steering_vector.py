@@ -44,10 +44,18 @@ from lrt_lens.models._belonging import (
     refuse_other_reader,
     refuse_other_stream,
 )
+from lrt_lens.models._hook_points import resolved_parts
 from lrt_lens.models._hooked_model import Handle, HookedModel, load_model
 from lrt_lens.models._identity import ModelIdentity
 from lrt_lens.models._loading import ModelLike
-from lrt_lens.models._reading import Read, ShortTexts, read_activations, readable
+from lrt_lens.models._reading import (
+    Read,
+    ShortTexts,
+    read_activations,
+    read_at_hooks,
+    readable,
+    row_rule,
+)
 from lrt_lens.models._text_codec import Truncation, text_list
 from lrt_lens.models._text_reader import SKIP_FIRST
 from lrt_lens.stitching._stitch_data import StitchData, transfer_artefact
@@ -528,27 +536,17 @@ def read_contrast_states(
             f"contrast is a {type(contrast).__name__}; expected a ContrastSet, such as"
             " ContrastSet(positive=[...], negative=[...])"
         )
-    parts = [
-        [resolve(part, model) for part in ([hook] if isinstance(hook, int) else joint_parts(hook))]
-        for hook in hooks
-    ]
+    parts = [resolved_parts(hook, model) for hook in hooks]
     names = list(dict.fromkeys(name for one in parts for name in one))
     options: dict[str, Any] = {"truncation": truncation}
     kept = readable([model], contrast.texts, read, short_texts=short_texts, pairs=True, **options)
     options["short_texts"] = row_rule(short_texts)
     # `contrast.texts` lists all positive texts first, then all negative ones.
     rows = read_at_hooks(model, kept.of(contrast.texts), names, read, **options)
-    fields = {
-        "model": model.identity,
-        "name": contrast.name,
-        "read": read,
-        "contrast": contrast.digest,
-        "short_texts": short_texts,
-        "truncation": truncation,
-        "n_dropped": kept.n_dropped,
-        "n_cut": kept.n_cut,
-        "contrast_set": contrast,
-    }
+    fields: dict[str, Any] = {"model": model.identity, "name": contrast.name, "read": read}
+    fields |= {"contrast": contrast.digest, "contrast_set": contrast}
+    fields |= {"short_texts": short_texts, "truncation": truncation}
+    fields |= {"n_dropped": kept.n_dropped, "n_cut": kept.n_cut}
     return states_at_hooks(parts, rows, fields)
 
 
@@ -589,7 +587,8 @@ def transfer_vector(
     direction = vector.direction.double()
     # LRT: ṽ = v W + b. Stitching: ṽ = v W, because b cancels in a difference of two points.
     mapped = affine.points(direction) if bias == "add" else affine.directions(direction)
-    mapped = resized(mapped, direction, stitch, norm, f"vector {vector.name!r}")
+    deviations = stitch.source_statistics.deviation, stitch.target_statistics.deviation
+    mapped = resized(mapped, direction, norm, deviations, f"vector {vector.name!r}")
     return replace(
         vector,
         direction=mapped.float(),

@@ -154,7 +154,7 @@ def refit_weights(
 
 
 def _on_cpu(folded: FoldedSae) -> FoldedSae:
-    """The same weights on the CPU."""
+    """Weights moved to the CPU."""
     return FoldedSae(
         folded.W_enc.cpu(),
         folded.W_dec.cpu(),
