@@ -22,6 +22,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -308,8 +309,8 @@ def judged(table: pd.DataFrame, confirmed: pd.DataFrame) -> tuple[Verdict, str]:
     better = [
         str(name)
         for name, part in rules.groupby("rule", sort=False)
-        if part["difference_mean_low"].min(skipna=False) > 0
-        and not part["difference_high"].min() < 0
+        # NaN is neither above nor below 0, so it never counts as better.
+        if np.all(part["difference_mean_low"] > 0) and not np.any(part["difference_high"] < 0)
     ]
     confirmed_rules = [] if confirmed.empty else confirmed.query("difference_mean_low > 0")["rule"]
     verdict: Verdict = (
