@@ -229,22 +229,13 @@ def study_sae_initialisation(
         return train_sae(None, rows, init=init, config=config, **(options | own))
 
     chosen = _learning_rates(starts, train, max(seeds) + 1, lrs)
-    histories, runs, cosines = [], [], []
-    per_token = float("nan")
-    for seed in seeds:
-        for arm, start in starts.items():
-            run = train(start, seed, chosen[arm])
-            per_token = run.flops_per_token
-            histories.append(run.history.assign(arm=arm, seed=seed))
-            lr = options.get("lr", SAETrainingSettings().lr) if chosen[arm] is None else chosen[arm]
-            about = {"lr": lr, "start_flops": start.flops}
-            runs.append({"arm": arm, "seed": seed} | _ends(run) | about)
-            cosines.append(
-                pd.DataFrame(
-                    {"arm": arm, "seed": seed, "decoder_cosine": run.decoder_cosine.numpy()}
-                )
-            )
-    history = pd.concat(histories, ignore_index=True)
+    done = [
+        (arm, seed, train(start, seed, chosen[arm]))
+        for seed in seeds
+        for arm, start in starts.items()
+    ]
+    per_token = done[-1][-1].flops_per_token
+    history, runs, cosines = _tables(done, starts, chosen, options.get("lr"))
     costs = {arm: start.flops for arm, start in starts.items()}
     # FLOPs per token of an SAE are proportional to its width: the target's, scaled to the source's.
     of_source = (
@@ -255,12 +246,35 @@ def study_sae_initialisation(
     return SAEInitialisation(
         history,
         thresholds=threshold_table(history, sorted({*shares, SHARE}), costs),
-        runs=pd.DataFrame(runs),
-        cosines=pd.concat(cosines, ignore_index=True),
+        runs=runs,
+        cosines=cosines,
         stitch_flops=stitch_flops(stitch),
         source_sae_flops=of_source,
         n_tokens=n_tokens,
     )
+
+
+def _tables(
+    done: Sequence[tuple[str, int, SAETraining]],
+    starts: Mapping[str, "_Start"],
+    chosen: Mapping[str, float | None],
+    lr: float | None,
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """History, runs and cosines of all runs (arm, seed, run), as in `SAEInitialisation`.
+
+    ``lr`` is the learning rate of the arms for which none was chosen; None for the default.
+    """
+    default = SAETrainingSettings().lr if lr is None else lr
+    histories, runs, cosines = [], [], []
+    for arm, seed, run in done:
+        name = {"arm": arm, "seed": seed}
+        histories.append(run.history.assign(**name))
+        rate = default if chosen[arm] is None else chosen[arm]
+        runs.append(name | _ends(run) | {"lr": rate, "start_flops": starts[arm].flops})
+        cosines.append(pd.DataFrame(name | {"decoder_cosine": run.decoder_cosine.numpy()}))
+    joined = (pd.concat(frames, ignore_index=True) for frames in (histories, cosines))
+    history, cosine = joined
+    return history, pd.DataFrame(runs), cosine
 
 
 def check_source_sae(sae: Any, pair: ModelPair, stitch: Stitch) -> None:

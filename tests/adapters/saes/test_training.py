@@ -10,8 +10,8 @@ import pytest
 import torch
 from sae_lens import StandardTrainingSAEConfig, TopKSAE, TopKSAEConfig, TopKTrainingSAEConfig
 
-from lrt_lens.adapters.saes import SAERows, train_sae
-from lrt_lens.adapters.saes._training import measure_rows, tokens_to
+from lrt_lens.adapters.saes import SAERows, measure_rows, train_sae
+from lrt_lens.adapters.saes._training import tokens_to
 from lrt_lens.bundled import demo_sae
 from lrt_lens.errors import MismatchError, NonFiniteError, TooFewDocumentsError
 from lrt_lens.models import HookedModel

@@ -55,7 +55,7 @@ class SAERefit:
 
 @runtime_checkable
 class RowCache(Protocol):
-    """What a refit uses of an `ActivationCache`."""
+    """Part of an `ActivationCache` that a refit uses."""
 
     folder: Any
     """Folder of the cache."""

@@ -62,7 +62,7 @@ def codes_of(sae: Any, states: Tensor) -> Any:
 
 
 def resolve_steps(settings: RefitSettings, *, has_source: bool) -> tuple[bool, bool]:
-    """Whether the encoder is read out and whether rates are matched.
+    """Return whether the encoder is read out, and whether rates are matched.
 
     Raises:
         ValueError: a step that needs a source is asked for without one, or no step is.

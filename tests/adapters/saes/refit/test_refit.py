@@ -9,8 +9,7 @@ import torch
 from sae_lens import SAE, TopKSAE, TopKSAEConfig
 
 from lrt_lens.adapters.saes import RefitSettings, SAERefit, evaluate_sae, measure_rows, refit_sae
-from lrt_lens.data import BlockPlan, iterate_blocks
-from lrt_lens.data._parts import N_FOLDS, document_key, part_of
+from lrt_lens.data import N_FOLDS, BlockPlan, document_key, iterate_blocks, part_of
 from lrt_lens.errors import MismatchError, TooFewDocumentsError
 from lrt_lens.models import ModelPair
 from lrt_lens.moments import ActivationCache, harvest
