@@ -12,19 +12,20 @@ Limits: ``"match"`` needs the covariance of both streams.
 from collections.abc import Callable
 from typing import Literal
 
-from lrt_lens.typing import Direction
+from jaxtyping import Float
+from torch import Tensor
 
-Deviation = Callable[[Direction], float]
+Deviation = Callable[[Tensor], float]
 """Function from a direction to the standard deviation of a stream along it."""
 
 
 def resized(
-    mapped: Direction,
-    direction: Direction,
+    mapped: Float[Tensor, "d_target"],
+    direction: Float[Tensor, "d_source"],
     norm: Literal["match", "mapped", "unit"],
     deviations: tuple[Deviation, Deviation],
     what: str,
-) -> Direction:
+) -> Float[Tensor, "d_target"]:
     """Mapped direction [d_target] with the length of a rule.
 
     Args:
