@@ -134,7 +134,8 @@ def test_groups_are_the_units_of_intervals_and_stay_on_one_side(
 
 
 def test_every_arm_is_there(result: SparseProbeEvaluation) -> None:
-    sparse = {"source", "transferred", "transferred_new_probe", "native", "random"}
+    transferred = {"transferred", "transferred_raw", "transferred_new_probe"}
+    sparse = {"source", "native", "random"} | transferred
     rows = result.table.to_dict("records")
     assert {(row["arm"], row["k"]) for row in rows if row["k"] == row["k"]} == {
         (arm, k) for arm in sparse for k in KS
@@ -142,6 +143,7 @@ def test_every_arm_is_there(result: SparseProbeEvaluation) -> None:
     assert {row["arm"] for row in rows if row["k"] != row["k"]} == {
         "dense_native",
         "dense_transferred",
+        "dense_transferred_raw",
     }
     assert list(result.summary.columns) == ["arm", 1, 3, 10, "dense"]
 
@@ -166,21 +168,24 @@ def test_the_arm_without_a_new_probe_is_the_sources_probe_on_the_transferred_fea
     assert chosen == naive
     # The penalty is chosen by folds of ours: take every candidate, the arm must be one of them.
     scaler = StandardScaler().fit(x[:, chosen])
-    judged = _features(pair.target, stitch.target_hook, saes["transferred_sae"], TEST[0])[:, chosen]
-    expected = set()
+    hook, sae, is_sad = stitch.target_hook, saes["transferred_sae"], np.array(TEST[1]) == "sad"
+    train, judged = (
+        scaler.transform(_features(pair.target, hook, sae, texts)[:, chosen])
+        for texts in (TRAIN[0], TEST[0])
+    )
+    raw, recentred = set(), set()
     for penalty in PENALTIES:
         probe = LogisticRegression(C=1 / (penalty * len(x)), max_iter=2000).fit(
             scaler.transform(x[:, chosen]), truth
         )
-        expected.add(
-            round(
-                float(
-                    (probe.predict(scaler.transform(judged)) == (np.array(TEST[1]) == "sad")).mean()
-                ),
-                9,
-            )
-        )
-    assert round(_accuracy(result, "transferred", k), 9) in expected
+        raw.add(round(float((probe.predict(judged) == is_sad).mean()), 9))
+        # Scores of the target with the mean and the deviation of the source's on the same texts.
+        own = probe.decision_function(scaler.transform(x[:, chosen]))
+        theirs, tested = (probe.decision_function(rows) for rows in (train, judged))
+        scores = (tested - theirs.mean()) / theirs.std() * own.std() + own.mean()
+        recentred.add(round(float(((scores > 0) == is_sad).mean()), 9))
+    assert round(_accuracy(result, "transferred_raw", k), 9) in raw
+    assert round(_accuracy(result, "transferred", k), 9) in recentred
 
 
 def test_features_that_hold_the_answer_are_found(pair: ModelPair, stitch: Stitch) -> None:
