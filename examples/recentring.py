@@ -31,7 +31,6 @@ from lrt_lens.bundled import CONCEPTS
 from lrt_lens.figures import TEMPLATE_NAME
 from lrt_lens.models import Read
 from lrt_lens.reproduction import (
-    TOKEN_CLASSES,
     Compared,
     FigureOptions,
     Reproduction,
@@ -45,6 +44,7 @@ from lrt_lens.reproduction import (
     run,
     task_from_file,
     tense_sentences,
+    token_classes,
     token_labels,
     topic_sentences,
 )
@@ -201,7 +201,7 @@ def measured(pair: lrt.ModelPair, stitch: lrt.Stitch, options: Options) -> Itera
         yield of_texts(pair, stitch, task, options)
     # Few texts have many tokens.
     texts = bundled_tasks(options.seed)[1].sample(max(options.n_texts // 10, 16), options.seed)
-    for name, kind in TOKEN_CLASSES.items():
+    for name, kind in token_classes().items():
         yield of_tokens(pair, stitch, texts.texts, name, kind)
 
 

@@ -10,9 +10,9 @@ from ._result import Compared as Compared
 from ._result import Reproduction as Reproduction
 from ._result import Verdict as Verdict
 from ._script import run as run
-from ._sentences import TOKEN_CLASSES as TOKEN_CLASSES
 from ._sentences import language_sentences as language_sentences
 from ._sentences import tense_sentences as tense_sentences
+from ._sentences import token_classes as token_classes
 from ._sentences import token_labels as token_labels
 from ._sentences import topic_sentences as topic_sentences
 from ._stages import Stages as Stages

@@ -1,7 +1,7 @@
 """Labelled sentences written for probes: language, topic and tense, and classes of tokens.
 
     task = language_sentences(("french", "spanish"), n_per_class=120)
-    labels = token_labels(model, texts, TOKEN_CLASSES["function word"])    # one list per text
+    labels = token_labels(model, texts, token_classes()["function word"])    # one list per text
 
 Problem: bundled texts have one language and two registers, and probes of other kinds of concepts
 need labels. Mechanism: every combination of a few phrases is one sentence; a seeded draw of them is
@@ -75,11 +75,14 @@ _FUNCTION_WORDS = (
     "for on at by from as that this"
 )
 """Common English words without a meaning of their own."""
-TOKEN_CLASSES: Mapping[str, Callable[[str], str]] = {
-    "function word": lambda token: str(token.strip().lower() in _FUNCTION_WORDS.split()),
-    "letters or not": lambda token: str(token.strip().isalpha()),
-}
-"""Functions from a token's text to its class, by the name of the task."""
+
+
+def token_classes() -> Mapping[str, Callable[[str], str]]:
+    """Return functions from a token's text to its class, by the name of the task."""
+    return {
+        "function word": lambda token: str(token.strip().lower() in _FUNCTION_WORDS.split()),
+        "letters or not": lambda token: str(token.strip().isalpha()),
+    }
 
 
 def language_sentences(languages: Sequence[str], n_per_class: int, seed: int = 0) -> Task:
@@ -105,7 +108,7 @@ def token_labels(
     Args:
         model: model whose tokens are labelled.
         texts: texts within the model's context.
-        kind: function from a token's text to its class, such as those of ``TOKEN_CLASSES``.
+        kind: function from a token's text to its class, such as those of `token_classes`.
     """
     labels = []
     for row in model.encode(texts):

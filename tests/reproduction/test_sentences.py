@@ -2,14 +2,13 @@
 
 import pytest
 
-import lrt_lens as lrt
 from lrt_lens.adapters.probes import LinearProbe
 from lrt_lens.models import ModelPair
 from lrt_lens.reproduction import (
-    TOKEN_CLASSES,
     Task,
     language_sentences,
     tense_sentences,
+    token_classes,
     token_labels,
     topic_sentences,
 )
@@ -37,7 +36,7 @@ def test_a_seed_gives_the_same_sentences_again() -> None:
 
 def test_there_is_one_label_for_every_token_that_a_probe_reads(pair: ModelPair) -> None:
     texts = ["the happy cat sang in the house and it was good", "the sad dog slept on the stone"]
-    labels = token_labels(pair.source, texts, TOKEN_CLASSES["function word"])
+    labels = token_labels(pair.source, texts, token_classes()["function word"])
     probe = LinearProbe.fit(pair.source, texts, labels, at=1, read="every")
     counts = probe.rows(pair.source, texts)[1]
     assert [len(one) for one in labels] == counts
@@ -45,8 +44,7 @@ def test_there_is_one_label_for_every_token_that_a_probe_reads(pair: ModelPair) 
 
 
 def test_classes_of_tokens_are_those_of_their_text() -> None:
-    assert TOKEN_CLASSES["function word"](" The") == "True"
-    assert TOKEN_CLASSES["function word"](" house") == "False"
-    assert TOKEN_CLASSES["letters or not"](" house") == "True"
-    assert TOKEN_CLASSES["letters or not"](".") == "False"
-    assert lrt.reproduction.TOKEN_CLASSES is TOKEN_CLASSES
+    assert token_classes()["function word"](" The") == "True"
+    assert token_classes()["function word"](" house") == "False"
+    assert token_classes()["letters or not"](" house") == "True"
+    assert token_classes()["letters or not"](".") == "False"

@@ -48,8 +48,8 @@ class LabelSavingsSettings(Settings):
     """Settings of `evaluate_vector_labels` and `evaluate_probe_labels`."""
 
     ks: Sequence[int] = (0, 4, 16, 64)
-    """Numbers of labels of the target: pairs for vectors, texts for probes; 0 is the transfer
-    alone."""
+    """Numbers of labels of the target, in pairs for vectors and in texts for probes; 0 is the
+    transfer alone."""
     n_draws: int = 20
     """Number of divisions of the texts, each with one draw of the labels; fewer than 20 are
     flagged."""
