@@ -49,7 +49,7 @@ class Options(FigureOptions):
         "loss_tokens": 800,
         "feature_tokens": 800,
         "n_random": 2,
-        "n_alternations": 0,
+        "n_alternations": 1,
         "steps": ("encoder, rates, decoder",),
     }
     target_sae: str | None = None

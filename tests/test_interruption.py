@@ -139,6 +139,21 @@ CALLS: dict[str, Callable[[Bench], Any]] = {
     "evaluate_probe": lambda b: lrt.evaluate_probe(
         b.pair, b.stitch, b.corpus[:60], b.labels[:60], ks=(8,), n_seeds=1, **QUIET
     ),
+    "evaluate_probe_labels": lambda b: lrt.evaluate_probe_labels(
+        b.pair, b.stitch, b.corpus[:60], b.labels[:60], ks=(0, 4), n_draws=2, **QUIET
+    ),
+    "evaluate_vector_labels": lambda b: lrt.evaluate_vector_labels(
+        b.pair,
+        b.stitch,
+        lrt.ContrastSet(
+            [" ".join(text.split()[:8]) for text in b.corpus[:20]],
+            [" ".join(text.split()[:8]) for text in b.corpus[20:40]],
+            name="halves",
+        ),
+        ks=(0, 4),
+        n_draws=2,
+        **QUIET,
+    ),
     "evaluate_propensity": lambda b: lrt.evaluate_propensity(
         b.pair, b.stitch, ITEMS, n_random=1, n_shuffled=1, **QUIET
     ),

@@ -76,8 +76,7 @@ def layer_choice_figure(
         z=wide.to_numpy().tolist(),
         x=at,
         y=[short_hook(hook) for hook in targets],
-        colorscale=HEAT_SCALE,
-        colorbar={"title": {"text": _TITLES[value], "side": "right"}, "len": 0.7, "y": 0.66},
+        coloraxis="coloraxis",
         xgap=1,
         ygap=1,
         hoverongaps=False,
@@ -97,6 +96,10 @@ def layer_choice_figure(
         template=use_template(),
         title={"text": "Choice of layers", "subtitle": {"text": rule}},
         showlegend=False,
+        coloraxis={
+            "colorscale": HEAT_SCALE,
+            "colorbar": {"title": {"text": _TITLES[value], "side": "right"}, "len": 0.7, "y": 0.66},
+        },
         height=min(1000, 420 + 26 * len(targets)),
     )
 

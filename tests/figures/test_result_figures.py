@@ -21,6 +21,7 @@ import torch
 import lrt_lens
 from lrt_lens.adapters.concepts import ConceptInterpolation, ConceptTransfer
 from lrt_lens.adapters.labels import LabelSavings
+from lrt_lens.adapters.layers import LayerChoice
 from lrt_lens.adapters.probes import ProbeEvaluation
 from lrt_lens.adapters.saes import (
     CodeMapEvaluation,
@@ -462,6 +463,22 @@ def of(name: str) -> Any:
     return getattr(FeatureEvaluation, name)(features())
 
 
+def layer_choice() -> LayerChoice:
+    rows = [
+        {
+            "source_hook": f"blocks.{source}.hook_resid_post",
+            "target_hook": f"blocks.{target}.hook_resid_post",
+            "predicted": 0.1 * source + 0.2 * target,
+            "auroc": 0.6 + 0.1 * source,
+            "auroc_low": 0.5 + 0.1 * source,
+            "auroc_high": 0.7 + 0.1 * source,
+        }
+        for source in range(2)
+        for target in range(3)
+    ]
+    return LayerChoice(pd.DataFrame(rows), "vector", "fidelity of reading × gain")
+
+
 def label_savings() -> LabelSavings:
     arms = {"native": (4, 16), "transferred": (0,), "combined": (4, 16), "shuffled": (0,)}
     rows = [
@@ -508,6 +525,7 @@ FIGURES: dict[str, Any] = {
     "SAEScaling": lambda: scaling().figure(),
     "SAETraining": lambda: training().figure(),
     "LabelSavings": lambda: label_savings().figure(),
+    "LayerChoice": lambda: layer_choice().figure(),
     "MapDiagnostics": lambda: diagnostics().figure(),
     "StitchLoss": lambda: stitch_loss().figure(),
     "SolverComparison": lambda: comparison().figure(),
