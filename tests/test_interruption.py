@@ -238,6 +238,7 @@ SHORT = (
     "probe",
     "steering_agreement",
     "evaluate_interpolation",
+    "evaluate_vector_labels",
     "concept_map",
 )
 """Calls that end, on models this small, before the later interrupts."""

@@ -278,9 +278,8 @@ def test_the_figure_outlines_the_best_pair_above_the_reading(choice: LayerChoice
     assert list(figure.data[1].y) == pytest.approx(
         choice.table.drop_duplicates("source_hook").sort_values("source_hook")["auroc"].tolist()
     )
-    assert (
-        choice.figure("agreement").data[0].colorbar.title.text == "cosine to the native direction"
-    )
+    colorbar = choice.figure("agreement").layout.coloraxis.colorbar
+    assert colorbar.title.text == "cosine to the native direction"
     with pytest.raises(ValueError, match="cannot show column 'flag'"):
         layer_choice_figure(choice.table, value="flag")
     with pytest.raises(ValueError, match="two rows"):
