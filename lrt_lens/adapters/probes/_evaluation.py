@@ -232,18 +232,7 @@ def evaluate_probe(
     train, test = (part.read_by(one) for one, part in zip(kept, (train, test), strict=True))
     _check(pair, stitch, probe, train, token_map, settings)
     if probe is None:
-        probe = LinearProbe.fit(
-            pair.source,
-            train.texts,
-            train.labels,
-            groups=train.groups,
-            at=stitch.source_hook,
-            read=settings.read,
-            name=task,
-            skip_first=stitch.skip_first,
-            short_texts=settings.short_texts,
-            seed=seed,
-        )
+        probe = _fitted(pair, stitch, train, settings)
     recentring = _recentring_texts(pair, probe, train, test, settings)
     arms = ProbeArms(pair, stitch, probe, train, test, seed, recentring=recentring)
     # Arms of several draws appear once per draw and collect their predictions.
@@ -263,6 +252,24 @@ def evaluate_probe(
         n_dropped=n_given - len(train) - len(test),
         n_cut=sum(one.n_cut for one in kept),
         n_test_groups=None if test.groups is None else len(set(test.groups)),
+    )
+
+
+def _fitted(
+    pair: ModelPair, stitch: Stitch, train: Labelled, settings: ProbeEvaluationSettings
+) -> LinearProbe:
+    """Return a probe of the source that is fitted on the training texts."""
+    return LinearProbe.fit(
+        pair.source,
+        train.texts,
+        train.labels,
+        groups=train.groups,
+        at=stitch.source_hook,
+        read=settings.read,
+        name=settings.task,
+        skip_first=stitch.skip_first,
+        short_texts=settings.short_texts,
+        seed=settings.seed,
     )
 
 

@@ -105,14 +105,15 @@ def transfer_sae(
     stitch.refuse_other_map("through.up", maps.up)
     stitch.refuse_other_map("through.down", maps.down, down=True)
     folded = FoldedSae.of(sae, input_scale=input_scale)
-    transferred = composed(folded, maps).build(sae, _metadata(sae, stitch, maps))
+    weights = composed(folded, maps)
+    transferred = weights.build(sae, _metadata(sae, stitch, maps))
     if refit is None:
         return transferred
     rows = stitch_rows(stitch, refit)
     # The source's SAE with its input scale folded in, as SAELens would run it.
     own = sae if input_scale is None else folded.build(sae)
     codes = None if rows.source is None else codes_of(own, rows.source)
-    return refit_weights(composed(folded, maps), transferred, rows, codes, refit.settings).sae
+    return refit_weights(weights, transferred, rows, codes, refit.settings).sae
 
 
 def composed(folded: FoldedSae, maps: MapPair) -> FoldedSae:

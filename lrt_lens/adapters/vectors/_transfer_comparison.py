@@ -78,7 +78,7 @@ class TransferRule:
 
     @property
     def stitches(self) -> tuple[Stitch, ...]:
-        """All stitches of this rule."""
+        """Stitches of this rule, the first one and the others."""
         return (self.stitch, *self.others)
 
     def arm(
@@ -242,13 +242,13 @@ def _checked_contrast(
     pair: ModelPair, rules: Mapping[str, TransferRule], contrast: ContrastSet | None
 ) -> ContrastSet:
     """Return the texts that all vectors were learnt from; raise unless all rules fit the pair."""
+    known: list[ContrastSet] = []
     for rule in rules.values():
-        contrast = known_contrast_of(rule.vector, contrast)
+        known.append(known_contrast_of(rule.vector, known[-1] if known else contrast))
         for stitch in rule.stitches:
             stitch.check(pair.source, pair.target)
             stitch.refuse_foreign(rule.vector.origin)
-    assert contrast is not None  # there is at least one rule
-    return contrast
+    return known[-1]
 
 
 def _native_arms(
@@ -329,12 +329,10 @@ class _ComparedRows:
             quantity.estimate(one, self.budget, self.resamples)
             for one in (ours[0], theirs[0], self.shared[0])
         ]
-        if any(one is None or np.isnan(one.values[0]) for one in estimates):
+        known = [one for one in estimates if one is not None and not np.isnan(one.values[0])]
+        if len(known) < len(estimates):
             return NOTHING
-        own, other, native = estimates
-        assert own is not None
-        assert other is not None
-        assert native is not None
+        own, other, native = known
         # As for a fraction: of an effect that may be 0 there is none.
         if not native.interval(self.resamples).excludes(0.0):
             return NOTHING
