@@ -215,9 +215,11 @@ class _Others:
         seen_alive: set[int] = set()
         n_done, deadline = -1, 0.0
         while True:
-            # The locks before the files: a rank whose lock is free now has written all its files.
+            # In this order: a rank that had begun before its lock was found free has ended, and a
+            # rank whose lock was free before the files were read has written all its files.
+            seen_alive |= {rank for rank in others if self._began_after_us(rank)}
             alive = {rank for rank in others if is_locked(self._lock(rank))}
-            seen_alive |= alive | {rank for rank in others if self._began_after_us(rank)}
+            seen_alive |= alive
             files = read_rank_files(self.folder, self.run.arguments)
             missing = self._missing(wanted, files)
             if not missing:

@@ -26,6 +26,7 @@ from lrt_lens.models import ModelPair
 from lrt_lens.moments import CrossMoments, harvest, merge_shards
 from lrt_lens.moments._checkpoint import read_rank_files
 from lrt_lens.moments._harvesting import settle
+from lrt_lens.moments._rank_lock import RankLock, is_locked
 from lrt_lens.moments._scale_out import Ranks, harvest_in_ranks, parse_shard, shard_name
 from tests.moments.forking import end, forking
 from tests.moments.small_blocks import OPTIONS, assert_same
@@ -144,6 +145,51 @@ def test_rank_0_does_not_wait_for_ever(pair: ModelPair, corpus: list[str], tmp_p
             tmp_path,
             ranks=Ranks(0, 2),
             patience=0.1,
+            progress=False,
+        )
+
+
+def test_a_rank_that_begins_during_a_look_is_not_taken_for_dead(
+    pair: ModelPair, corpus: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = RankLock(tmp_path, 1)
+
+    def look_just_before_it_begins(path: Path) -> bool:
+        found = is_locked(path)
+        if lock._handle is None:
+            lock.acquire(2)
+        return found
+
+    monkeypatch.setattr("lrt_lens.moments._scale_out.is_locked", look_just_before_it_begins)
+    # Rank 1 holds its lock from then on and does nothing: rank 0 waits for it.
+    with pytest.raises(TimeoutError, match="see whether all 2 ranks run"):
+        harvest_in_ranks(
+            settle(pair, **OPTIONS),
+            corpus,
+            tmp_path,
+            ranks=Ranks(0, 2),
+            patience=0.1,
+            progress=False,
+        )
+    # It ends without its blocks: now it is named as dead.
+    lock.release()
+    monkeypatch.undo()
+    (tmp_path / "rank1.lock").unlink()
+    lock_later = RankLock(tmp_path, 1)
+
+    def look_after_it_ended(path: Path) -> bool:
+        lock_later.acquire(2)
+        lock_later.release()
+        return is_locked(path)
+
+    monkeypatch.setattr("lrt_lens.moments._scale_out.is_locked", look_after_it_ended)
+    with pytest.raises(ChildProcessError, match="rank 1 of 2 ended with "):
+        harvest_in_ranks(
+            settle(pair, **OPTIONS),
+            corpus,
+            tmp_path,
+            ranks=Ranks(0, 2),
+            patience=60.0,
             progress=False,
         )
 
