@@ -42,6 +42,7 @@ _PACKAGES = (
     "adapters.saes",
     "adapters.concepts",
     "adapters.layers",
+    "serving",
     "baselines",
     "bundled",
     "statistics",
@@ -60,7 +61,11 @@ provide(
     {
         "CrossMoments.fit": "lrt_lens.stitching:fit_grid",
         "StitchGrid.compare": "lrt_lens.stitching:compare_solvers",
+        "Stitch.transfer SteeringVector": "lrt_lens.adapters.vectors._transfer:transfer_vector",
         "Stitch.transfer sae_lens": "lrt_lens.adapters.saes:transfer_sae",
+        "SteeringVector.load": "lrt_lens.serving:import_vector",
+        "SteeringVector.export": "lrt_lens.serving:export_vectors",
+        "SteeringVector.bake": "lrt_lens.serving:bake_vector",
     }
 )
 

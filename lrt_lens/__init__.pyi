@@ -6,6 +6,7 @@ from . import data as data
 from . import errors as errors
 from . import models as models
 from . import moments as moments
+from . import serving as serving
 from . import stitching as stitching
 from .adapters.concepts import ConceptMap as ConceptMap
 from .adapters.layers import choose_layers as choose_layers
@@ -30,6 +31,7 @@ from .models import HookedModel as HookedModel
 from .models import ModelPair as ModelPair
 from .moments import CrossMoments as CrossMoments
 from .moments import harvest as harvest
+from .serving import check_export as check_export
 from .stitching import Stitch as Stitch
 from .stitching import StitchGrid as StitchGrid
 from .stitching import evaluate_stitch_loss as evaluate_stitch_loss

@@ -48,6 +48,7 @@ ORDER = (
     "adapters.saes",
     "adapters.concepts",
     "adapters.layers",
+    "serving",
     "baselines",
     "bundled",
     "exploration",
@@ -60,6 +61,7 @@ ORDER = (
 HEAVY = {
     "datasets",
     "datasketch",
+    "gguf",
     "huggingface_hub",
     "ipywidgets",
     "IPython",
@@ -88,6 +90,8 @@ LATE_METHODS = {
     "moments/_cross_moments.py": "CrossMoments.fit",
     "stitching/_grid.py": "StitchGrid.compare",
     "stitching/_stitch_data.py": "Stitch.transfer",
+    "adapters/vectors/_serving_methods.py": "SteeringVector.export",
+    "adapters/vectors/_steering_vector.py": "SteeringVector.load",
 }
 """Methods whose function lives in a higher package (`lrt_lens/_late.py`), by file."""
 PRIVATE_FOLDERS = {
@@ -96,6 +100,8 @@ PRIVATE_FOLDERS = {
     "adapters/saes/codes",
     "adapters/saes/features",
     "adapters/saes/refit",
+    "serving/engines",
+    "serving/formats",
 }
 """Folders that only group private modules: the package above lists their public names."""
 

@@ -13,6 +13,7 @@ Limits: models whose blocks run more than once per pass, or pass several streams
 """
 
 import itertools
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -112,6 +113,21 @@ def find_decoder(model: Any, name: str) -> Decoder:
         containers=tuple(record.container for record in records),
         row_logits=logits[:1],
     )
+
+
+def block_list(model: nn.Module, n_layers: int) -> str:
+    """Return the name of the list of blocks in a model, such as ``"model.layers"``.
+
+    Empty if there is not exactly one list of that many equal modules.
+    """
+    names = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == n_layers
+    ]
+    # A list inside a block, such as that of experts, is none of blocks.
+    outer = [name for name in names if not re.search(r"\.\d+\.", name)]
+    return outer[0] if len(outer) == 1 else ""
 
 
 def stream_of(output: Any) -> Any:

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from lrt_lens.errors import MismatchError, NonFiniteError, OtherThreadError
 from lrt_lens.models._comparing import short_row
+from lrt_lens.models._decoder import block_list
 from lrt_lens.models._drawing import drawing, drawing_in_hooks
 from lrt_lens.models._engine import Engine
 from lrt_lens.models._finite import refuse_nan
@@ -183,17 +184,22 @@ class HookedModel:
     @cached_property
     def identity(self) -> ModelIdentity:
         """Identity of this model, as files made for it record it."""
+        engine = self.engine
+        # Models of TransformerLens have no config of Hugging Face.
+        kind = str(getattr(getattr(engine.model, "config", None), "model_type", ""))
         return ModelIdentity(
             name=self.name,
             revision=self.revision,
-            config_hash=self.engine.weights_hash(),
+            config_hash=engine.weights_hash(),
             tokenizer_hash=self.tokenizer_hash,
             d_model=self.d_model,
             n_layers=self.n_layers,
             basis=self.basis,
             prepend_bos=self.prepend_bos,
             context_length=self.context_length,
-            ignores_mean=ignores_mean(self.engine.model, self.d_model),
+            ignores_mean=ignores_mean(engine.model, self.d_model),
+            model_type=kind,
+            blocks=block_list(engine.model, engine.n_layers) if kind else "",
             prefix=tuple(self.prefix),
         )
 

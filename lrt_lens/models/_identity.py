@@ -73,6 +73,14 @@ class ModelIdentity:
     """True if its norms subtract the mean of the stream over its dimensions (LayerNorm), False if
     not (RMSNorm); None if no norm is known, and in files from before this field. Not compared.
     """
+    model_type: str = field(default="", compare=False)
+    """``model_type`` of the config of Hugging Face, such as ``"llama"``; empty if unknown. Not
+    compared.
+    """
+    blocks: str = field(default="", compare=False)
+    """Name of the list of blocks in the model of Hugging Face, such as ``"model.layers"``; empty if
+    unknown. Not compared.
+    """
     prefix: Sequence[int] | None = None
     """Ids of the special tokens before every text; None in files from before this field."""
 

@@ -67,6 +67,20 @@ class StreamReader(TextReader, Protocol):
 
 
 @dataclass(frozen=True)
+class ReadingRules:
+    """How texts are read: token, mask, cut, and what happens to texts that are too short."""
+
+    read: Read
+    """Token of a text that is read, or how its tokens are pooled."""
+    short_texts: ShortTexts
+    """What happens to pairs with a text that the mask leaves nothing of."""
+    truncation: Truncation | None = None
+    """End that is cut off texts longer than the context."""
+    skip_first: int = SKIP_FIRST
+    """First positions of a text that are not read."""
+
+
+@dataclass(frozen=True)
 class Readable:
     """The texts that are read, among those that were given."""
 

@@ -11,8 +11,10 @@ of a stitch know their models.
 """
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
+import xxhash
 from torch import Tensor, linalg
 
 from lrt_lens.errors import MismatchError
@@ -47,6 +49,14 @@ class AffineMap:
         """Numbers of dimensions (d_source, d_target)."""
         d_source, d_target = self.weight.shape
         return d_source, d_target
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of weight and bias in float32, in hexadecimal; a saved map has the same."""
+        content = xxhash.xxh3_128()
+        for tensor in (self.weight, self.bias):
+            content.update(tensor.float().cpu().contiguous().numpy().tobytes())
+        return content.hexdigest()
 
     def between(self, source: ModelIdentity | None, target: ModelIdentity | None) -> "AffineMap":
         """Return this map as one of two models; an unknown model (None) leaves what is known."""

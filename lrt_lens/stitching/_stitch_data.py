@@ -165,11 +165,11 @@ def transfer_artefact(artefact: Any, stitch: StitchData, **options: Any) -> Any:
         TypeError: no adapter transfers this class.
     """
     # Reached only by classes that are not registered: look for an adapter by the name of the
-    # library in which the class, or one of its bases, is defined.
+    # class, or of the library in which it or one of its bases is defined.
     for kind in type(artefact).__mro__:
-        method = f"Stitch.transfer {kind.__module__.partition('.')[0]}"
-        if provided(method):
-            return implementation(method)(artefact, stitch, **options)
+        for name in (kind.__name__, kind.__module__.partition(".")[0]):
+            if provided(f"Stitch.transfer {name}"):
+                return implementation(f"Stitch.transfer {name}")(artefact, stitch, **options)
     registered = {kind.__name__ for kind in transfer_artefact.registry if kind is not object}
     # The package's own classes register when their module is imported, which may not have happened.
     known = sorted(registered | {"LinearProbe", "SteeringVector"})

@@ -299,6 +299,9 @@ class ConceptMap:
             model=self.target,
             median_norm=layer.median_norm,
             transferred_by="concept map",
+            route=None,
+            strength=None,
+            file=None,
         )
 
     def overlap(self, vector: SteeringVector) -> float:

@@ -381,7 +381,10 @@ class _SteeredModel:
         self.model, self.betas, self.budget = model, settings.betas, settings.damage
         self.positions: Positions = settings.positions
         self.items = PreferenceText(model, concept.items, first)
-        self.neutral = NeutralText(model, neutral, first) if neutral is not None else None
+        self.neutral = None
+        if neutral is not None:
+            skip_first = Intervention.of(vectors, positions=settings.positions).skip_first
+            self.neutral = NeutralText(model, neutral, first, skip_first=skip_first)
         self.unsteered = self.items.propensity()
         # Length of the vectors at the budget, by arm of several draws.
         self._last_step: dict[str, float] = {}

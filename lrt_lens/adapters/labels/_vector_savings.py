@@ -35,7 +35,7 @@ from lrt_lens.adapters.vectors._contrast_states import ContrastStates
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector, read_contrast_states
 from lrt_lens.data._contrast import ContrastSet
 from lrt_lens.models._pair import ModelPair
-from lrt_lens.models._reading import Read, ShortTexts, readable
+from lrt_lens.models._reading import Read, ReadingRules, ShortTexts, readable
 from lrt_lens.stitching._fidelity import fidelities
 from lrt_lens.stitching._stitch import Stitch
 
@@ -87,7 +87,7 @@ def evaluate_vector_labels(
     label_counts(settings, n_pool, FEWEST_PAIRS)
     hooks = (stitch.source_hook, stitch.target_hook)
     own, native = (
-        read_contrast_states(model, shared, [hook], read, short_texts, None)[0]
+        read_contrast_states(model, shared, [hook], ReadingRules(read, short_texts))[0]
         for model, hook in zip(models, hooks, strict=True)
     )
     arms = _VectorDraws(stitch, own, native, settings, n_pool)

@@ -33,7 +33,7 @@ from lrt_lens.adapters.vectors._steering_vector import SteeringVector, read_cont
 from lrt_lens.data._contrast import ContrastSet
 from lrt_lens.models._hook_points import depth, resolve
 from lrt_lens.models._hooked_model import HookedModel
-from lrt_lens.models._reading import read_at_hooks, readable, row_rule
+from lrt_lens.models._reading import ReadingRules, read_at_hooks, readable, row_rule
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,8 @@ class ArtefactTexts:
         if self.contrast is None:
             return _readings(self._labelled(model, names, readers), {})
         run = self.settings
-        rules = (run.read, run.short_texts, run.truncation)
-        states = read_contrast_states(model, self.contrast, names, *rules)
+        rules = ReadingRules(run.read, run.short_texts, run.truncation)
+        states = read_contrast_states(model, self.contrast, names, rules)
         learner = contrast_learner(states[0], run.method, run.n_folds, run.seed)
         rows = {
             name: np.concatenate([one.positive.double().numpy(), one.negative.double().numpy()])

@@ -44,7 +44,7 @@ def native_effects(
     """
     effects = {}
     for hook, vector in tqdm(vectors.items(), desc="steer", disable=not settings.progress):
-        texts = NeutralText(model, neutral, vector.hook)
+        texts = NeutralText(model, neutral, vector.hook, skip_first=vector.skip_first)
         calibration = calibrate_on(texts, vector, settings.damage)
         effects[hook] = math.nan
         if calibration.reached:

@@ -26,11 +26,14 @@ from ._propensity import SCALES as SCALES
 from ._propensity import PropensityEvaluation as PropensityEvaluation
 from ._propensity import PropensitySettings as PropensitySettings
 from ._propensity import evaluate_propensity as evaluate_propensity
+from ._served_file import ServedFile as ServedFile
 from ._steering_hook import Mode as Mode
 from ._steering_hook import Positions as Positions
 from ._steering_result import SteeringEvaluation as SteeringEvaluation
 from ._steering_vector import SteeringVector as SteeringVector
+from ._strength import Strength as Strength
 from ._transfer_comparison import TransferComparison as TransferComparison
 from ._transfer_comparison import TransferComparisonSettings as TransferComparisonSettings
 from ._transfer_comparison import TransferRule as TransferRule
 from ._transfer_comparison import compare_transfers as compare_transfers
+from ._transfer_route import TransferRoute as TransferRoute

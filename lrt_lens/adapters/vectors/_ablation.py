@@ -34,13 +34,13 @@ from lrt_lens._progress import tqdm
 from lrt_lens._repr_html import card, table
 from lrt_lens._settings import Settings, resolve, takes
 from lrt_lens.adapters.vectors._ablation_summary import ablation_summary
-from lrt_lens.adapters.vectors._arms import REFITS, behaviour_arms, known_contrast_of
+from lrt_lens.adapters.vectors._arms import behaviour_arms, known_contrast_of
 from lrt_lens.adapters.vectors._continuations import Classifier, Continuations
 from lrt_lens.adapters.vectors._equal_damage import item_clusters
 from lrt_lens.adapters.vectors._preferences import PreferenceText
 from lrt_lens.adapters.vectors._steering_hook import SteeringHook, setting
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
-from lrt_lens.adapters.vectors._vector_arm import VectorArm
+from lrt_lens.adapters.vectors._vector_arm import REFITS, VectorArm
 from lrt_lens.data._contrast import ChoiceItems, ContrastSet
 from lrt_lens.figures._behaviour import ablation_figure
 from lrt_lens.models._hook_points import EMBED

@@ -17,8 +17,8 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
-from lrt_lens.adapters.vectors._arms import REFITS
 from lrt_lens.adapters.vectors._sources import CONTRAST, MAP, refits_of, total
+from lrt_lens.adapters.vectors._vector_arm import REFITS
 from lrt_lens.statistics._bootstrap import Clusters, bootstrap_mean, bootstrap_ratio
 from lrt_lens.statistics._draws import prediction_interval, rank_test, typical_size
 from lrt_lens.statistics._intervals import NOTHING, Interval, joined_flags

@@ -29,6 +29,7 @@ from lrt_lens.adapters.vectors._steering_hook import Positions
 from lrt_lens.adapters.vectors._vector_arm import MeasuredArm, VectorArm
 from lrt_lens.data._contrast import ChoiceItems
 from lrt_lens.models._hooked_model import HookedModel
+from lrt_lens.models._text_reader import SKIP_FIRST
 
 AUTO_SCALES = (0.25, 0.5, 0.75, 0.9, 1.1, 1.4)
 """Multiples of an arm's calibrated scale at which its curve is measured."""
@@ -82,17 +83,27 @@ class ArmMeter:
         self.budget, self.both_signs = budget, both_signs
         self.positions: Positions = positions
         self.scales = None if scales is None else sorted(float(scale) for scale in scales)
-        self._texts: dict[str, tuple[PreferenceText, NeutralText, np.ndarray]] = {}
+        self._texts: dict[tuple[str, int], tuple[PreferenceText, NeutralText, np.ndarray]] = {}
         # Last length of a step at the budget, by name of the arm and sign.
         self._last_step: dict[tuple[str, Sign], float] = {}
 
-    def at(self, hook: str) -> tuple[PreferenceText, NeutralText, np.ndarray]:
-        """Return (items, neutral texts, unsteered propensities) at one hook point."""
-        if hook not in self._texts:
+    def at(
+        self, hook: str, skip_first: int = SKIP_FIRST
+    ) -> tuple[PreferenceText, NeutralText, np.ndarray]:
+        """Return (items, neutral texts, unsteered propensities) at one hook point.
+
+        Damage is measured after the ``skip_first`` positions that are not steered.
+        """
+        if (hook, skip_first) not in self._texts:
             items = PreferenceText(self.model, self.items, hook)
-            neutral = NeutralText(self.model, self.neutral_texts, hook)
-            self._texts[hook] = (items, neutral, items.propensity())
-        return self._texts[hook]
+            neutral = NeutralText(self.model, self.neutral_texts, hook, skip_first=skip_first)
+            self._texts[hook, skip_first] = (items, neutral, items.propensity())
+        return self._texts[hook, skip_first]
+
+    @property
+    def n_spanning(self) -> int:
+        """Number of continuations that share a token with the end of their prompt."""
+        return next((items.n_spanning for items, *_ in self._texts.values()), 0)
 
     def afresh(self) -> "ArmMeter":
         """Return a meter with the same texts that has measured no arm."""
@@ -136,7 +147,7 @@ class ArmMeter:
         """Return multiples of the calibrated scale; all tried scales if none reached the budget."""
         step, first = self._expected_step(key), plan.vectors[0]
         calibration = calibrate_on(
-            self.at(first.hook)[1],
+            self.at(first.hook, plan.skip_first)[1],
             plan,
             self.budget,
             first_guess=None if step is None else step / first.norm,
@@ -154,7 +165,7 @@ class ArmMeter:
 
     def _at_scales(self, plan: Intervention, scales: Sequence[float]) -> Curve:
         """Return the curve at the given scales, with no steering as the first."""
-        items, neutral, unsteered = self.at(plan.vectors[0].hook)
+        items, neutral, unsteered = self.at(plan.vectors[0].hook, plan.skip_first)
         # Scale 0 is no steering: damage 0 by definition.
         rises, propensities = [np.zeros(len(neutral.n_tokens))], [unsteered]
         for scale in scales:

@@ -48,8 +48,6 @@ from lrt_lens.stitching._stitch import Stitch
 logger = logging.getLogger(__name__)
 
 
-REFITS = ("map_refit", "contrast_refit", "native_refit")
-"""Arms that give standard errors and no rows of their own."""
 DRAWN_ARMS = ("random", "permuted", "shuffled")
 """Controls of several draws each: a new draw falls into the prediction interval of theirs."""
 

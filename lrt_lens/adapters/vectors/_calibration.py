@@ -42,6 +42,7 @@ from lrt_lens.adapters.vectors._neutral_text import Neutral, NeutralText, Unit
 from lrt_lens.adapters.vectors._scale_search import MAX_EVALUATIONS, search_scale
 from lrt_lens.adapters.vectors._steering_hook import Mode, Positions
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
+from lrt_lens.adapters.vectors._strength import Strength
 from lrt_lens.figures._steering import calibration_figure
 from lrt_lens.models._belonging import Origin, refuse_foreign
 from lrt_lens.models._hooked_model import Handle, HookedModel, load_model
@@ -150,6 +151,10 @@ class Calibration:
 
     ``scale`` is then that largest scale, and ``damage`` is smaller than requested.
     """
+    n_texts: int = 0
+    """Number of neutral texts on which damage was measured."""
+    texts: str = ""
+    """Hash of the tokens of the neutral texts."""
     intervention: Intervention | None = field(default=None, repr=False)
     """The intervention that was calibrated."""
     flag: str = ""
@@ -176,19 +181,65 @@ class Calibration:
             for level, mean in zip(plan.levels, plan.means, strict=True)
         )
 
+    @property
+    def vector(self) -> SteeringVector:
+        """The calibrated vector, which remembers scale, damage and positions in ``strength``.
+
+        Raises:
+            ValueError: several vectors were calibrated together, or no scale meets the budget.
+        """
+        first, *others = self.vectors
+        if others:
+            raise ValueError(
+                f"{len(others) + 1} vectors were calibrated together; expected one: take .vectors"
+            )
+        return first
+
+    @property
+    def vectors(self) -> tuple[SteeringVector, ...]:
+        """The calibrated vectors, in the order of the forward pass; see `vector`.
+
+        Raises:
+            ValueError: no scale meets the budget.
+        """
+        plan = self._applicable()
+        levels = plan.levels or [None] * len(plan.vectors)
+        return tuple(
+            replace(
+                vector,
+                strength=Strength(
+                    scale=self.scale,
+                    damage=self.damage,
+                    budget=self.budget,
+                    unit=self.unit,
+                    mode=plan.mode,
+                    positions=plan.positions,
+                    skip_first=0 if plan.positions == "every" else vector.skip_first,
+                    level=level,
+                    n_texts=self.n_texts,
+                    texts=self.texts,
+                ),
+            )
+            for vector, level in zip(plan.vectors, levels, strict=True)
+        )
+
     def apply(self, model: ModelLike) -> Handle:
         """Register the intervention at this scale: ``with calibration.apply(model): ...``.
 
         Raises:
             ValueError: no scale meets the budget; the message says what the curve does.
         """
+        return self._applicable().apply(model, scale=self.scale)
+
+    def _applicable(self) -> Intervention:
+        """Return the intervention, if a scale was found for it."""
         if self.intervention is None or not self.reached:
             raise ValueError(
                 f"the budget of {self.budget:g} nats per token was not reached, so there is no "
                 f"scale to apply ({self.flag or 'nothing was calibrated'}); calibrate with a "
                 "damage that the curve reaches, see calibration.figure()"
             )
-        return self.intervention.apply(model, scale=self.scale)
+        return self.intervention
 
     def _repr_html_(self) -> str:
         measure = "rise of the loss" if self.unit == "loss" else "KL of the next token"
@@ -264,7 +315,7 @@ def calibrate_scale(
         one.refuse_other_model(hooked)
     levels = _levels(hooked, vectors, level) if mode == "clamp" else ()
     plan = Intervention.of(vectors, mode=mode, positions=positions, levels=levels)
-    tokenized = NeutralText(hooked, neutral, plan.vectors[0].hook)
+    tokenized = NeutralText(hooked, neutral, plan.vectors[0].hook, skip_first=plan.skip_first)
     # Means of the unsteered stream, from which a clamp beyond scale 1 starts.
     if mode == "clamp":
         means = [tokenized.mean_component(one.direction, one.hook) for one in plan.vectors]
@@ -323,6 +374,8 @@ def calibrate_on(
         curve=curve,
         unit=unit,
         at_limit=found.at_limit,
+        n_texts=len(neutral.n_tokens),
+        texts=neutral.digest,
         intervention=plan,
         flag=found.flag,
     )

@@ -33,7 +33,6 @@ from lrt_lens._progress import tqdm
 from lrt_lens._settings import Settings, resolve, takes
 from lrt_lens.adapters.vectors._arm_meter import ArmMeter
 from lrt_lens.adapters.vectors._arms import (
-    REFITS,
     contrast_of,
     drawn_arms,
     learnt_arms,
@@ -46,7 +45,7 @@ from lrt_lens.adapters.vectors._steering_hook import Positions
 from lrt_lens.adapters.vectors._steering_result import SteeringEvaluation
 from lrt_lens.adapters.vectors._steering_summary import SteeringSummary
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
-from lrt_lens.adapters.vectors._vector_arm import MeasuredArm, VectorArm
+from lrt_lens.adapters.vectors._vector_arm import REFITS, MeasuredArm, VectorArm
 from lrt_lens.data._contrast import ChoiceItems, ContrastSet
 from lrt_lens.models._hook_points import residual_post
 from lrt_lens.models._hooked_model import HookedModel
@@ -153,7 +152,7 @@ def evaluate_steering(
         budget=settings.damage,
         vectors={arm.name: arm.vector for arm in arms if arm.draw is None},
         contrast_score=score,
-        n_spanning=meter.at(stitch.target_hook)[0].n_spanning,
+        n_spanning=meter.n_spanning,
     )
 
 

@@ -91,6 +91,11 @@ class Intervention:
         """Largest scale of the mode, which is 1 for ``"ablate"``, infinity for the others."""
         return 1.0 if self.mode == "ablate" else math.inf
 
+    @property
+    def skip_first(self) -> int:
+        """Number of first positions of a text that no vector changes."""
+        return 0 if self.positions == "every" else min(one.skip_first for one in self.vectors)
+
     def hooks(self, scale: float) -> dict[str, SteeringHook]:
         """Return the hook of each vector by hook point, in the order of the forward pass.
 

@@ -33,6 +33,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lrt_lens._stored_fields import json_checksum
 from lrt_lens.adapters.vectors._steering_hook import SteeringHook
 from lrt_lens.data._documents import iterate_documents, iterate_rows
 from lrt_lens.models._far_norms import FarNorms
@@ -200,19 +201,23 @@ class NeutralText:
         model: the model that is steered.
         texts: texts, or conversations that end with the assistant's turn.
         hook: first hook point at which an intervention changes the stream.
+        skip_first: first positions of a text that are not steered, and whose predictions do not
+            count.
 
     Raises:
-        ValueError: no text, no text of more than ``SKIP_FIRST`` + 1 tokens, or a conversation
+        ValueError: no text, no text of more than ``skip_first`` + 1 tokens, or a conversation
             without an answer.
     """
 
-    def __init__(self, model: HookedModel, texts: Neutral, hook: int | str) -> None:
-        self.model = model
-        self._rows = _rows(model, texts)
+    def __init__(
+        self, model: HookedModel, texts: Neutral, hook: int | str, *, skip_first: int = SKIP_FIRST
+    ) -> None:
+        self.model, self.skip_first = model, skip_first
+        self._rows = _rows(model, texts, skip_first)
         # A row of n tokens has n − 1 predictions.
         if all(row.start >= len(row.tokens) - 1 for row in self._rows):
             raise ValueError(
-                f"no neutral text is longer than {SKIP_FIRST + 1} tokens; "
+                f"no neutral text is longer than {skip_first + 1} tokens; "
                 "give texts of a few sentences"
             )
         self.batches = TokenBatches(model, [row.tokens for row in self._rows], hook)
@@ -221,10 +226,16 @@ class NeutralText:
         texts_of_rows = [row.text for row in self._rows]
         # A row of n tokens has n − 1 predictions, of which those from `start` on count.
         n_counted = [max(0, len(row.tokens) - 1 - row.start) for row in self._rows]
+        self.digest = json_checksum([row.tokens for row in self._rows])
+        """Hash of the tokens of all texts, in hexadecimal."""
         self.n_tokens = np.bincount(texts_of_rows, weights=n_counted)
         """Number of tokens that count, [text]."""
         self.unsteered = self.losses(None)
         """Loss without intervention, summed over the tokens of each text, in nats, [text]."""
+
+    def counted_rows(self) -> tuple[list[list[int]], list[int]]:
+        """Return the token ids of each row, and the first position whose prediction counts."""
+        return [row.tokens for row in self._rows], list(self._starts)
 
     def cost(self, unit: Unit, hook: SteeringHook, later: LaterHooks | None = None) -> float:
         """Return `damage` (unit ``"loss"``) or `divergence` (unit ``"kl"``), nats per token."""
@@ -314,7 +325,7 @@ class NeutralText:
                 self.model.engine.capture(self.model.pad([row.tokens]), [hook])[hook][0]
                 for row in self._rows
             )
-        return torch.cat([residual[SKIP_FIRST:].double().cpu() for residual in residuals])
+        return torch.cat([residual[self.skip_first :].double().cpu() for residual in residuals])
 
     @cached_property
     def _last_block(self) -> TokenBatches:
@@ -338,7 +349,7 @@ class NeutralText:
             yield row
 
 
-def _rows(model: HookedModel, texts: Neutral) -> list[_Row]:
+def _rows(model: HookedModel, texts: Neutral, skip_first: int) -> list[_Row]:
     expected = "expected a list of texts, or of conversations (lists of {'role', 'content'})"
     if isinstance(texts, str | dict) and len(texts):
         raise ValueError(f"neutral is one {type(texts).__name__}; {expected}")
@@ -357,20 +368,24 @@ def _rows(model: HookedModel, texts: Neutral) -> list[_Row]:
         row
         for i, text in enumerate(listed)
         for row in (
-            _plain(model, text, i) if isinstance(text, str) else [_conversation(model, text, i)]
+            _plain(model, text, i, skip_first)
+            if isinstance(text, str)
+            else [_conversation(model, text, i, skip_first)]
         )
     ]
 
 
-def _plain(model: HookedModel, text: str, index: int) -> list[_Row]:
+def _plain(model: HookedModel, text: str, index: int, skip_first: int) -> list[_Row]:
     """Return the rows of a text: one, or several windows if it is longer than the context."""
     # A plain text has no prompt, but positions="last" and "generated" need one: it ends with the
     # first token that may be steered.
     [windows] = model.codec.windows([text])
-    return [_Row(window, SKIP_FIRST + 1, SKIP_FIRST, text=index) for window in windows]
+    return [_Row(window, skip_first + 1, skip_first, text=index) for window in windows]
 
 
-def _conversation(model: HookedModel, turns: list[dict[str, Any]], index: int) -> _Row:
+def _conversation(
+    model: HookedModel, turns: list[dict[str, Any]], index: int, skip_first: int
+) -> _Row:
     # `iterate_documents` refuses a tokenizer without a template.
     [whole] = iterate_documents([turns], model.tokenizer)
     if turns[-1]["role"] != "assistant" or len(turns) < 2:
@@ -400,4 +415,4 @@ def _conversation(model: HookedModel, turns: list[dict[str, Any]], index: int) -
             " context; leave it out, shorten its turns, or load the model with truncation='right'"
         )
     # Position n_shared − 1 predicts the first token of the answer.
-    return _Row(row, n_shared, start=max(n_shared - 1, SKIP_FIRST), text=index)
+    return _Row(row, n_shared, start=max(n_shared - 1, skip_first), text=index)

@@ -40,7 +40,6 @@ from lrt_lens._progress import tqdm
 from lrt_lens._repr_html import card, table
 from lrt_lens._settings import Settings, resolve, takes
 from lrt_lens.adapters.vectors._arms import (
-    REFITS,
     drawn_arms,
     learnt_arms,
     plain_arms,
@@ -52,7 +51,7 @@ from lrt_lens.adapters.vectors._preferences import PreferenceText
 from lrt_lens.adapters.vectors._sources import CONTRAST, MAP, total
 from lrt_lens.adapters.vectors._steering_hook import Positions
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
-from lrt_lens.adapters.vectors._vector_arm import VectorArm
+from lrt_lens.adapters.vectors._vector_arm import REFITS, VectorArm
 from lrt_lens.data._behaviours import answer_contrast
 from lrt_lens.data._contrast import ChoiceItems
 from lrt_lens.figures._propensity import propensity_figure

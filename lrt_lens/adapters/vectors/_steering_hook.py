@@ -33,8 +33,9 @@ from lrt_lens.models._running_call import RunningCall
 
 Mode = Literal["add", "clamp", "ablate"]
 """Change of the component along a vector: add to it, set it, remove it."""
-Positions = Literal["all", "last", "generated"]
-"""Steered positions: all after the first ones, the last of the prompt, or generated tokens."""
+Positions = Literal["all", "last", "generated", "every"]
+"""Steered positions: all after the first ones, the last of the prompt, generated tokens, or every
+token from the first on, as serving engines steer."""
 
 
 class _TextPosition(threading.local):
@@ -67,7 +68,11 @@ class SteeringHook:
     def __init__(
         self, change: Callable[[Tensor], Tensor], positions: Positions, skip_first: int
     ) -> None:
-        self.change, self.positions, self.skip_first = change, positions, skip_first
+        # "every" is "all" without first positions that are left out.
+        is_every = positions == "every"
+        self.change: Callable[[Tensor], Tensor] = change
+        self.positions: Positions = "all" if is_every else positions
+        self.skip_first = 0 if is_every else skip_first
         self._progress = _TextPosition()
         self.prompt_lengths: Tensor | None = None
         """Lengths of the prompts, if prompts and continuations come in one padded call, [batch]."""

@@ -24,10 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from lrt_lens.adapters.vectors._arms import REFITS
 from lrt_lens.adapters.vectors._equal_damage import ITEMS, TEXTS
 from lrt_lens.adapters.vectors._sources import CONTRAST, MAP, ratio_error, refits_of, total
-from lrt_lens.adapters.vectors._vector_arm import MeasuredArm
+from lrt_lens.adapters.vectors._vector_arm import REFITS, MeasuredArm
 from lrt_lens.statistics._bootstrap import Estimate, Resamples
 from lrt_lens.statistics._draws import prediction_interval, rank_test, typical_size
 from lrt_lens.statistics._intervals import NOTHING, Interval, joined_flags

@@ -5,13 +5,10 @@
     with transferred.apply(pair.target, scale=1.5):
         pair.target.generate("This film was")
 
-Problem: a direction is learnt on a small model and used on a large one, whose stream has another
-basis and another size. Mechanism: scale 1 is the mean gap of the contrast set in the model where
-the vector was learnt. A direction is a difference, so the stitch's bias is not added to it by
-default (Stitching, §4); ``bias="add"`` is the rule of LRT (§3, ṽ = Av + p). L-Cross has no bias in
-its map: fit a map without bias and use ``bias="none"``. ``norm="match"`` gives the vector as many
-standard deviations of the target's stream along its direction as it had in the source:
-``‖u‖ = ‖v‖·σ_target(û)/σ_source(v̂)``.
+Problem: a direction alone does not say where in which model it acts, how long it is, and which
+positions it steers. Mechanism: scale 1 is the mean gap of the contrast set in the model where the
+vector was learnt, and everything that its use depends on is a field, in memory and in files.
+`lrt_lens.adapters.vectors._transfer` has the rules by which a stitch transfers it.
 
 Limits: one direction at one hook point; `Intervention` joins vectors at several hook points.
 """
@@ -20,22 +17,26 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lrt_lens._late import implementation
 from lrt_lens._repr_html import card, facts
 from lrt_lens._stored_fields import as_damage, json_object, stored_fields, stored_text
 from lrt_lens._tensor_files import read_tensor_file, write_tensors
 from lrt_lens.adapters._earlier_files import in_current_form
 from lrt_lens.adapters.vectors._contrast_states import METHODS, ContrastStates, states_at_hooks
 from lrt_lens.adapters.vectors._label_share import LabelShare
-from lrt_lens.adapters.vectors._mapped_length import resized
 from lrt_lens.adapters.vectors._projection import outside_span
+from lrt_lens.adapters.vectors._served_file import ServedFile, is_served
+from lrt_lens.adapters.vectors._serving_methods import ServingMethods
 from lrt_lens.adapters.vectors._steering_hook import Mode, Positions, SteeringHook, adding, setting
+from lrt_lens.adapters.vectors._strength import Strength
+from lrt_lens.adapters.vectors._transfer_route import TransferRoute
 from lrt_lens.data._contrast import ContrastSet
 from lrt_lens.errors import NonFiniteError
 from lrt_lens.models._belonging import (
@@ -50,6 +51,7 @@ from lrt_lens.models._identity import ModelIdentity
 from lrt_lens.models._loading import ModelLike
 from lrt_lens.models._reading import (
     Read,
+    ReadingRules,
     ShortTexts,
     read_activations,
     read_at_hooks,
@@ -58,7 +60,6 @@ from lrt_lens.models._reading import (
 )
 from lrt_lens.models._text_codec import Truncation, text_list
 from lrt_lens.models._text_reader import SKIP_FIRST
-from lrt_lens.stitching._stitch_data import StitchData, transfer_artefact
 from lrt_lens.typing import Direction
 
 VECTOR_SCHEMA = "lrt_lens.vector/1"
@@ -68,7 +69,7 @@ _APART = ("direction", "contrast_set")
 
 
 @dataclass(frozen=True, eq=False)
-class SteeringVector:
+class SteeringVector(ServingMethods):
     """A direction in the residual stream of one model at one hook point."""
 
     direction: Direction
@@ -100,6 +101,13 @@ class SteeringVector:
     """Number of contrast pairs left out because the mask leaves nothing of a text."""
     n_cut: int = 0
     """Number of contrast texts that were cut to the context."""
+    route: TransferRoute | None = None
+    """Stitch that transferred the vector; None if none did, and in files from before this field."""
+    strength: Strength | None = None
+    """Calibrated scale, with its damage and positions, see `Calibration.vector`; None if unknown.
+    """
+    file: ServedFile | None = None
+    """File of another program that the vector was read from, as it is; None for all others."""
     labels: LabelShare | None = None
     """Labelled pairs of this model that a transferred vector was combined with; None if none."""
     contrast_set: ContrastSet | None = field(default=None, repr=False)
@@ -134,6 +142,7 @@ class SteeringVector:
         read: Read = "last",
         short_texts: ShortTexts = "drop",
         truncation: Truncation | None = None,
+        skip_first: int = SKIP_FIRST,
     ) -> "SteeringVector":
         """Return the mean activation of the positive texts minus that of the negative ones (CAA).
 
@@ -142,19 +151,21 @@ class SteeringVector:
             contrast: pairs of a positive and a negative text.
             at: hook point, or the number of a block for the stream after it.
             read: token of a text that is read, or how its tokens are pooled; special tokens and the
-                first ``SKIP_FIRST`` positions are masked.
+                first ``skip_first`` positions are masked.
             short_texts: what happens to pairs with a text that the mask leaves nothing of:
                 ``"drop"`` leaves them out and lists them, ``"refuse"`` raises, ``"unmasked"`` reads
                 them without the mask.
             truncation: end that is cut off texts longer than the context.
+            skip_first: first positions of a text that are neither read nor steered; 0 for a vector
+                that is served by an engine, which steers all of them.
 
         Raises:
             ValueError: no pair is left, a text is longer than the context, or positive and negative
                 texts have the same states.
             NonFiniteError: an activation is NaN or infinite.
         """
-        rules = (read, short_texts, truncation)
-        (states,) = read_contrast_states(load_model(model), contrast, [at], *rules)
+        rules = ReadingRules(read, short_texts, truncation, skip_first)
+        (states,) = read_contrast_states(load_model(model), contrast, [at], rules)
         return cls.learnt_from(states, "mean_difference")
 
     @classmethod
@@ -167,14 +178,15 @@ class SteeringVector:
         read: Read = "last",
         short_texts: ShortTexts = "drop",
         truncation: Truncation | None = None,
+        skip_first: int = SKIP_FIRST,
     ) -> "SteeringVector":
         """Return the first principal component of the differences within text pairs (RepE).
 
         It points towards the positive texts, and its length is their mean gap along it. The
         arguments and the errors are those of `mean_difference`.
         """
-        rules = (read, short_texts, truncation)
-        (states,) = read_contrast_states(load_model(model), contrast, [at], *rules)
+        rules = ReadingRules(read, short_texts, truncation, skip_first)
+        (states,) = read_contrast_states(load_model(model), contrast, [at], rules)
         return cls.learnt_from(states, "principal_component")
 
     @classmethod
@@ -187,6 +199,7 @@ class SteeringVector:
         read: Read = "last",
         short_texts: ShortTexts = "drop",
         truncation: Truncation | None = None,
+        skip_first: int = SKIP_FIRST,
     ) -> "SteeringVector":
         """Return the direction Σ⁻¹(μ₊ − μ₋) of linear discriminant analysis (Fisher 1936).
 
@@ -196,8 +209,8 @@ class SteeringVector:
         towards the positive texts, and its length is their mean gap along it. The arguments and the
         errors are those of `mean_difference`.
         """
-        rules = (read, short_texts, truncation)
-        (states,) = read_contrast_states(load_model(model), contrast, [at], *rules)
+        rules = ReadingRules(read, short_texts, truncation, skip_first)
+        (states,) = read_contrast_states(load_model(model), contrast, [at], rules)
         return cls.learnt_from(states, "lda")
 
     @classmethod
@@ -246,9 +259,8 @@ class SteeringVector:
                 f"vector {self.name!r} was made by {self.method!r}; "
                 f"only {sorted(METHODS)} can be learnt again from texts"
             )
-        return read_contrast_states(
-            model, contrast, hooks, self.read, self.short_texts, self.truncation
-        )
+        rules = ReadingRules(self.read, self.short_texts, self.truncation, self.skip_first)
+        return read_contrast_states(model, contrast, hooks, rules)
 
     # ----------------------------------------------------------------------------------- arithmetic
 
@@ -262,6 +274,9 @@ class SteeringVector:
             name=f"{self.name} + {other.name}",
             method="sum",
             transferred_by=self.transferred_by or other.transferred_by,
+            route=None,
+            strength=None,
+            file=None,
             labels=None,
             contrast="",
             contrast_set=None,
@@ -277,6 +292,8 @@ class SteeringVector:
             self,
             direction=self.direction * factor,
             name=f"{factor:g} * {self.name}",
+            strength=None,
+            file=None,
             contrast=digest,
             contrast_set=contrast,
         )
@@ -299,7 +316,8 @@ class SteeringVector:
             ValueError: they have another width or depend on each other, or nothing is left.
         """
         rest, n = outside_span(self.direction, directions), len(directions)
-        return replace(self, direction=rest, method=f"{self.method} without {n} direction(s)")
+        method = f"{self.method} without {n} direction(s)"
+        return replace(self, direction=rest, method=method, strength=None, file=None)
 
     @property
     def origin(self) -> Origin:
@@ -389,8 +407,9 @@ class SteeringVector:
                 concept; for ``"clamp"`` and ``"ablate"`` the share of the change, 0 to 1.
             mode: ``"add"``; ``"clamp"`` sets the component along the vector to ``level``;
                 ``"ablate"`` sets it to 0.
-            positions: ``"all"``, the ``"last"`` of every prompt, or ``"generated"`` tokens; the
-                first ``skip_first`` are never changed.
+            positions: ``"all"``, the ``"last"`` of every prompt, or ``"generated"`` tokens, of
+                which the first ``skip_first`` are never changed; or ``"every"`` token from the
+                first on.
             level: component along the unit vector that ``"clamp"`` sets, see `mean_component`.
 
         Raises:
@@ -401,10 +420,10 @@ class SteeringVector:
             raise ValueError(
                 f"scale is {scale}; expected a finite number (calibrate_scale returns one)"
             )
-        if mode not in ("add", "clamp", "ablate") or positions not in ("all", "last", "generated"):
+        if mode not in get_args(Mode) or positions not in get_args(Positions):
             raise ValueError(
                 f"mode {mode!r}, positions {positions!r}; "
-                "expected add, clamp or ablate, and all, last or generated"
+                "expected add, clamp or ablate, and all, last, generated or every"
             )
         if mode != "add" and not 0 <= scale <= 1:
             raise ValueError(
@@ -476,8 +495,9 @@ class SteeringVector:
         self.refuse_other_model(hooked)
         unit = self.direction / self.direction.norm()
         # read="mean" averages the positions of each text without the first ones.
-        kept = readable([hooked], texts, "mean")
-        rows = read_activations(hooked, kept.of(text_list(texts)), self.hook, "mean")
+        skip: dict[str, Any] = {"skip_first": self.skip_first}
+        kept = readable([hooked], texts, "mean", **skip)
+        rows = read_activations(hooked, kept.of(text_list(texts)), self.hook, "mean", **skip)
         # float64, in which equal texts have equal components
         return (rows.double() @ unit.double()).numpy()
 
@@ -493,42 +513,70 @@ class SteeringVector:
         The contrast texts are not stored, only their hash.
         """
         # JSON cannot hold tensors, and texts may be private: both are left out of the metadata.
-        fields = {key: value for key, value in asdict(self).items() if key not in _APART}
-        return write_tensors(
-            Path(path),
-            # Whole numbers are a direction too.
-            {"direction": self.direction + 0.0},
-            {
-                "schema_version": VECTOR_SCHEMA,
-                "vector": stored_text(SteeringVector, fields, others=_APART),
-            },
-        )
+        metadata = {"schema_version": VECTOR_SCHEMA, "vector": self.stored()}
+        # Whole numbers are a direction too.
+        return write_tensors(Path(path), {"direction": self.direction + 0.0}, metadata)
 
     @classmethod
-    def load(cls, path: str | Path) -> "SteeringVector":
-        """Return the vector in a file that `save` wrote.
+    def load(
+        cls, path: str | Path, *, at: int | str | None = None, model: ModelLike = None
+    ) -> "SteeringVector":
+        """Return the vector in a file that `save` wrote, or that another program wrote.
+
+        The formats of other programs are those of `lrt_lens.serving.FORMATS`; see
+        `lrt_lens.serving.import_vector`. No code of a file is run.
+
+        Args:
+            path: the file or folder.
+            at: hook point, or the number of a block for the stream after it; chooses a layer of a
+                file of several, and is needed for a tensor alone.
+            model: the model that the vector belongs to; its widths, blocks and weights are compared
+                with what the file says.
 
         Raises:
-            FileFormatError: any other file, or a truncated one.
+            FileFormatError: the file is of no known format, damaged, or says something that is
+                not known here, such as another operation.
+            MismatchError: the file is about another hook point or model.
         """
-        file = read_tensor_file(Path(path), VECTOR_SCHEMA)
+        path = Path(path)
+        if at is not None or model is not None or is_served(path):
+            return implementation("SteeringVector.load")(path, at=at, model=model)
+        file = read_tensor_file(path, VECTOR_SCHEMA)
         content = json_object(file.path, file.metadata.get("vector"), "'vector'")
-        with as_damage(file.path):
-            content = in_current_form(content)
-        fields = stored_fields(file.path, cls, content, others=_APART)
-        refuse_impossible_hook(file.path, fields["hook"], fields.get("model"))
+        fields = cls._stored_fields(path, content)
         tensors = file.checked({"direction": "d_model"})
-        with as_damage(file.path):
+        with as_damage(path):
             return cls(direction=tensors["direction"], **fields)
+
+    def stored(self) -> str:
+        """Return all fields but the direction and the contrast texts, as JSON."""
+        fields = {key: value for key, value in asdict(self).items() if key not in _APART}
+        return stored_text(SteeringVector, fields, others=_APART)
+
+    @classmethod
+    def of_fields(
+        cls, path: Path, content: dict[str, Any], direction: Direction
+    ) -> "SteeringVector":
+        """Return a vector of a direction and the fields that `stored` returned.
+
+        Raises:
+            FileFormatError: the fields are not those of a vector; the message names ``path``.
+        """
+        fields = cls._stored_fields(path, content)
+        with as_damage(path):
+            return cls(direction=direction, **fields)
+
+    @classmethod
+    def _stored_fields(cls, path: Path, content: dict[str, Any]) -> dict[str, Any]:
+        with as_damage(path):
+            content = in_current_form(content)
+        fields = stored_fields(path, cls, content, others=_APART)
+        refuse_impossible_hook(path, fields["hook"], fields.get("model"))
+        return fields
 
 
 def read_contrast_states(
-    model: HookedModel,
-    contrast: ContrastSet,
-    hooks: Sequence[int | str],
-    read: Read,
-    short_texts: ShortTexts,
-    truncation: Truncation | None,
+    model: HookedModel, contrast: ContrastSet, hooks: Sequence[int | str], rules: ReadingRules
 ) -> list[ContrastStates]:
     """Return the states of the pairs that can be read at each hook point, from one reading."""
     if not isinstance(contrast, ContrastSet):
@@ -538,62 +586,13 @@ def read_contrast_states(
         )
     parts = [resolved_parts(hook, model) for hook in hooks]
     names = list(dict.fromkeys(name for one in parts for name in one))
-    options: dict[str, Any] = {"truncation": truncation}
+    read, short_texts = rules.read, rules.short_texts
+    options: dict[str, Any] = {"truncation": rules.truncation, "skip_first": rules.skip_first}
     kept = readable([model], contrast.texts, read, short_texts=short_texts, pairs=True, **options)
     options["short_texts"] = row_rule(short_texts)
     # `contrast.texts` lists all positive texts first, then all negative ones.
     rows = read_at_hooks(model, kept.of(contrast.texts), names, read, **options)
-    fields: dict[str, Any] = {"model": model.identity, "name": contrast.name, "read": read}
-    fields |= {"contrast": contrast.digest, "contrast_set": contrast}
-    fields |= {"short_texts": short_texts, "truncation": truncation}
+    fields: dict[str, Any] = {"model": model.identity, "name": contrast.name}
+    fields |= {"contrast": contrast.digest, "contrast_set": contrast} | vars(rules)
     fields |= {"n_dropped": kept.n_dropped, "n_cut": kept.n_cut}
     return states_at_hooks(parts, rows, fields)
-
-
-@transfer_artefact.register
-def transfer_vector(
-    vector: SteeringVector,
-    stitch: StitchData,
-    *,
-    bias: Literal["none", "add"] = "none",
-    norm: Literal["match", "mapped", "unit"] = "match",
-    through: Any = None,
-) -> SteeringVector:
-    """Return a steering vector transferred to the stitch's target hook point.
-
-    Args:
-        vector: learnt at the stitch's source hook point.
-        stitch: the maps between both hook points and the statistics of both streams.
-        bias: ``"none"`` maps the direction, v W (Stitching, §4); ``"add"`` is the rule of LRT (§3),
-            v W + b.
-        norm: ``"match"`` keeps the number of standard deviations along the direction; ``"mapped"``
-            keeps the length of the mapped vector; ``"unit"`` gives length 1.
-        through: another `AffineMap` between the same hook points (a map of shuffled pairs, a
-            refit), for controls.
-
-    Raises:
-        MismatchError: a vector or a map of another hook point, model or width.
-        ValueError: an unknown rule, or a map that sends the vector to zero.
-    """
-    stitch.refuse_foreign(vector.origin)
-    if through is not None:
-        stitch.refuse_other_map("through=", through)
-    if bias not in ("none", "add") or norm not in ("match", "mapped", "unit"):
-        raise ValueError(
-            f"bias {bias!r}, norm {norm!r}; expected none or add, and match, mapped or unit"
-        )
-    affine = through if through is not None else stitch.up
-    # Maps are fitted in float64; the result is rounded to float32 once, at the end.
-    direction = vector.direction.double()
-    # LRT: ṽ = v W + b. Stitching: ṽ = v W, because b cancels in a difference of two points.
-    mapped = affine.points(direction) if bias == "add" else affine.directions(direction)
-    deviations = stitch.source_statistics.deviation, stitch.target_statistics.deviation
-    mapped = resized(mapped, direction, norm, deviations, f"vector {vector.name!r}")
-    return replace(
-        vector,
-        direction=mapped.float(),
-        hook=stitch.target_hook,
-        model=stitch.target,
-        median_norm=stitch.target_statistics.median_norm,
-        transferred_by="stitch",
-    )

@@ -6,6 +6,9 @@ from dataclasses import dataclass, replace
 from lrt_lens.adapters.vectors._equal_damage import Curve
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 
+REFITS = ("map_refit", "contrast_refit", "native_refit")
+"""Arms that give standard errors and no rows of their own."""
+
 
 @dataclass(frozen=True)
 class VectorArm:

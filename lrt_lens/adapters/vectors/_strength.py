@@ -1,0 +1,51 @@
+"""The strength at which a vector was calibrated: its scale, what it costs, and how it acts.
+
+Problem: a scale means nothing without the damage that it causes, the texts on which that was
+measured and the positions that were steered; a vector that leaves the notebook loses all of them.
+Mechanism: one record, which `Calibration.vector` sets, files keep and exports write down.
+
+    vector = calibrate_scale(model, vector, texts, damage=0.1).vector
+    vector.strength                     # Strength(scale=2.31, damage=0.101, budget=0.1, …)
+    vector.save("mood.safetensors")
+
+Limits: the neutral texts themselves are not stored, only their number and a hash of their tokens.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lrt_lens.adapters.vectors._steering_hook import Mode, Positions
+
+
+@dataclass(frozen=True)
+class Strength:
+    """Scale of a vector, and the damage that it causes at some positions."""
+
+    scale: float
+    """Multiple of the vector that is added; for a clamp or an ablation the share of the change."""
+    damage: float = float("nan")
+    """Measured damage on neutral text, in nats per token; NaN if it was not measured."""
+    budget: float = float("nan")
+    """Damage that was asked for, in nats per token; NaN if none was."""
+    unit: Literal["loss", "kl"] = "loss"
+    """Measure of damage: the rise of the loss, or KL(unsteered ‖ steered)."""
+    mode: Mode = "add"
+    """Change of the component along the vector."""
+    positions: Positions = "all"
+    """Steered positions, see `SteeringVector.hooks`."""
+    skip_first: int = 0
+    """First positions of a text that are not steered."""
+    level: float | None = None
+    """Component along the unit vector that a clamp sets; None for the other modes."""
+    n_texts: int = 0
+    """Number of neutral texts on which the damage was measured."""
+    texts: str = ""
+    """Hash of the tokens of the neutral texts; empty if there are none."""
+
+    @property
+    def where(self) -> str:
+        """Steered positions in words."""
+        kind = {"all": "all", "every": "all", "last": "the last", "generated": "generated"}
+        chosen = f"{kind[self.positions]} positions" if self.positions != "last" else "the last one"
+        after = f", without the first {self.skip_first}" if self.skip_first else ""
+        return f"{chosen}{after}"

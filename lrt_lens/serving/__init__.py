@@ -1,0 +1,5 @@
+"""What leaves the notebook: files for serving programs, baked models, certificates, uploads."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,12 @@
+from ._certificate import PROMPTS as PROMPTS
+from ._certificate import ExportCheck as ExportCheck
+from ._certificate import check_export as check_export
+from ._export import export_vectors as export_vectors
+from ._formats import FORMATS as FORMATS
+from ._formats import VectorFormat as VectorFormat
+from ._import import import_vector as import_vector
+from ._import import import_vectors as import_vectors
+from .engines._engine import ServingEngine as ServingEngine
+from .engines._llama_cpp import LlamaCpp as LlamaCpp
+from .engines._plain_transformers import RuleEngine as RuleEngine
+from .formats._content import ServedVectors as ServedVectors

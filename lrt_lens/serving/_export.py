@@ -1,0 +1,350 @@
+"""Export of steering vectors to the files of other programs.
+
+Problem: a calibrated vector is served by a program that counts layers, positions and scales in its
+own way, and that says nothing if a file means something else than its author thought. Mechanism:
+the table of `lrt_lens.serving._formats` says what a program does; what it cannot express is
+refused. Programs steer from the first token on, where `SteeringVector.apply` leaves out the first
+positions, so a scale for them is calibrated by their rule. A record beside the file says all of it.
+
+    export_vectors(moved, "mood.gguf", "llama.cpp", damage=0.1, model=pair.target, neutral=texts)
+    # mood.gguf, mood.gguf.export.json
+
+Limits: the record says what was written; `lrt_lens.check_export` measures what the program does.
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lrt_lens._files import make_folder, write_atomically
+from lrt_lens.adapters.vectors._calibration import Calibration, calibrate_scale
+from lrt_lens.adapters.vectors._neutral_text import Neutral
+from lrt_lens.adapters.vectors._steering_hook import Mode, Positions
+from lrt_lens.adapters.vectors._steering_vector import SteeringVector
+from lrt_lens.adapters.vectors._strength import Strength
+from lrt_lens.errors import MismatchError
+from lrt_lens.models._hook_points import RESIDUAL, place
+from lrt_lens.models._hooked_model import HookedModel, load_model
+from lrt_lens.models._loading import ModelLike
+from lrt_lens.serving._formats import VectorFormat, format_named, refuse_inexpressible
+from lrt_lens.serving.formats._content import ServedVectors
+from lrt_lens.serving.formats._script import RECORD_NAME, SCRIPT_NAME
+
+logger = logging.getLogger(__name__)
+
+EXPORT_SCHEMA = "lrt_lens.export/1"
+"""Schema of the record beside an exported file."""
+RECORD_SUFFIX = ".export.json"
+"""Ending of the name of the record of a file."""
+_NEEDED_SUFFIXES = {"lm-eval": (".pt", ".pth"), "aisteer360": (".svec",)}
+"""Endings without which a program does not read a file."""
+
+
+def export_vectors(
+    vectors: SteeringVector | Sequence[SteeringVector],
+    path: str | Path,
+    to: str,
+    *,
+    scale: float | None = None,
+    damage: float | None = None,
+    neutral: Neutral | None = None,
+    model: ModelLike = None,
+    mode: Mode | None = None,
+    level: float | None = None,
+) -> Path:
+    """Write vectors as a file of another program, with a record beside it, and return its path.
+
+    Args:
+        vectors: one vector, or several of one model at different hook points; several at one hook
+            point are a subspace, which the format ``"glp"`` can ablate.
+        path: the file, or the folder for ``"transformers"``. The ending that the program expects is
+            added if there is none.
+        to: name of a format in `FORMATS`.
+        scale: multiple of the vectors that the program adds, or the share of an ablation; by
+            default that of their ``strength``, else 1.
+        damage: damage in nats per token on ``neutral``, for which the scale is calibrated at the
+            positions that the program steers; excludes ``scale``.
+        neutral: neutral texts, see `lrt_lens.calibrate_scale`.
+        model: the model of the vectors; needed for ``damage``, and for vectors that do not know it.
+        mode: ``"add"``, ``"clamp"`` or ``"ablate"``; by default that of their ``strength``, else
+            ``"add"``.
+        level: component along the unit vector that a clamp sets; by default that of their
+            ``strength``.
+
+    Raises:
+        ValueError: the format cannot express the vectors, the damage cannot be met, or arguments
+            exclude each other.
+        MismatchError: the vectors belong to different models, or not to ``model``.
+        OSError: the file cannot be written.
+    """
+    row, listed = format_named(to), _listed(vectors)
+    hooked = None if model is None else load_model(model)
+    plan = _Plan.of(listed, row, hooked, scale=scale, damage=damage, mode=mode, level=level)
+    if damage is not None:
+        plan = plan.calibrated(hooked, neutral, damage)
+    target = _target(Path(path), row)
+    served = plan.served()
+    refuse_inexpressible(row, served, plan.n_layers)
+    make_folder(target.parent)
+    if row.name == "transformers":
+        row.write(served, target)
+    else:
+        write_atomically(target, lambda temporary: row.write(served, temporary))
+        write_record(target, served.record)
+    if plan.own is not None and damage is None:
+        # The damage of the file is not the one that the vectors remember.
+        logger.warning("%s", plan.note)
+    return target
+
+
+def record_path(path: Path) -> Path:
+    """Return the path of the record of an exported file or folder."""
+    is_folder = path.is_dir() or (path / SCRIPT_NAME).exists()
+    return path / RECORD_NAME if is_folder else path.with_name(path.name + RECORD_SUFFIX)
+
+
+def write_record(path: Path, record: Any) -> None:
+    """Write the record of an exported file or folder."""
+    text = json.dumps(record, indent=1)
+    write_atomically(record_path(path), lambda temporary: temporary.write_text(text, "utf-8"))
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is exported: vectors of one model, at one strength."""
+
+    vectors: tuple[SteeringVector, ...]
+    row: VectorFormat
+    model: HookedModel | None
+    strength: Strength
+    own: Strength | None = None
+    """Strength for the same damage at the positions of `SteeringVector.apply`."""
+    note: str = ""
+    """Sentence about positions or texts that the reader of the record must know."""
+
+    @classmethod
+    def of(
+        cls,
+        vectors: tuple[SteeringVector, ...],
+        row: VectorFormat,
+        model: HookedModel | None,
+        *,
+        scale: float | None,
+        damage: float | None,
+        mode: Mode | None,
+        level: float | None,
+    ) -> "_Plan":
+        """Return the plan with the scale that was given, or that the vectors remember."""
+        if model is not None:
+            for vector in vectors:
+                vector.refuse_other_model(model)
+        if scale is not None and damage is not None:
+            raise ValueError(
+                f"scale is {scale} and damage {damage}; give one: a damage is met by a scale"
+            )
+        known = {vector.strength for vector in vectors}
+        if len(known) > 1 and scale is None and damage is None:
+            raise ValueError(
+                f"the vectors have {len(known)} different strengths; give scale=, or damage= with"
+                " model= and neutral="
+            )
+        first = vectors[0].strength
+        mode = mode or (first.mode if first is not None else "add")
+        if level is None and first is not None and mode == "clamp":
+            level = first.level
+        if mode == "clamp" and level is None:
+            raise ValueError(
+                "mode 'clamp' needs level=...; vector.mean_component(model, texts) computes one"
+            )
+        skip_first = min(vector.skip_first for vector in vectors) if row.leaves_first else 0
+        rule: Any = {"mode": mode, "level": level, "skip_first": skip_first}
+        rule["positions"] = _positions(row)
+        if scale is None and damage is None and first is not None and first.mode == mode:
+            return cls._of_known(vectors, row, model, first, rule)
+        strength = Strength(scale=1.0 if scale is None else _finite(scale), **rule)
+        return cls(vectors, row, model, strength)
+
+    @classmethod
+    def _of_known(
+        cls,
+        vectors: tuple[SteeringVector, ...],
+        row: VectorFormat,
+        model: HookedModel | None,
+        known: Strength,
+        rule: dict[str, Any],
+    ) -> "_Plan":
+        """Return the plan with the strength that the vectors remember."""
+        is_same = known.skip_first == rule["skip_first"] and known.positions in ("all", "every")
+        if is_same:
+            return cls(vectors, row, model, replace(known, positions=rule["positions"]))
+        # The damage was measured at other positions, so it is not that of the program.
+        strength = Strength(scale=known.scale, **rule)
+        note = (
+            f"the scale {known.scale:.4g} was calibrated at {known.where}, and {row.name} steers"
+            f" {strength.where}: the damage is another one; give damage= with model= and neutral="
+            " for a scale of its own"
+        )
+        return cls(vectors, row, model, strength, known, note)
+
+    def calibrated(
+        self, model: HookedModel | None, neutral: Neutral | None, damage: float
+    ) -> "_Plan":
+        """Return the plan with a scale that costs ``damage`` at the program's positions."""
+        if model is None or neutral is None:
+            raise ValueError(
+                f"damage is {damage}, and model or neutral is missing; give both: the damage is"
+                " measured on neutral texts"
+            )
+        found = self._calibration(model, neutral, damage, self.strength.positions)
+        own, note = None, ""
+        if self.strength.positions == "every" and any(one.skip_first for one in self.vectors):
+            own = self._calibration(model, neutral, damage, "all").vectors[0].strength
+            note = (
+                f"{damage:g} nats per token take the scale {found.scale:.4g} at all positions, as"
+                f" {self.row.name} steers, and {own.scale if own else float('nan'):.4g} without"
+                " the first ones, as `apply` steers"
+            )
+        strength = found.vectors[0].strength
+        return replace(self, strength=strength or self.strength, own=own, note=note)
+
+    def _calibration(
+        self, model: HookedModel, neutral: Neutral, damage: float, positions: Positions
+    ) -> Calibration:
+        levels = None if self.strength.level is None else [self.strength.level] * len(self.vectors)
+        found = calibrate_scale(
+            model,
+            self.vectors,
+            neutral,
+            damage,
+            mode=self.strength.mode,
+            level=levels,
+            positions=positions,
+        )
+        if not found.reached:
+            raise ValueError(
+                f"no scale costs {damage:g} nats per token ({found.flag}); ask for a damage that"
+                " the curve reaches, see calibrate_scale(...).figure()"
+            )
+        return found
+
+    @property
+    def n_layers(self) -> int | None:
+        """Number of blocks of the model; None if it is not known."""
+        identity = self.vectors[0].model
+        if self.model is not None:
+            return self.model.n_layers
+        return None if identity is None else identity.n_layers
+
+    def served(self) -> ServedVectors:
+        """Return what the file will say."""
+        identity = self.model.identity if self.model is not None else self.vectors[0].model
+        layers: dict[int, list[torch.Tensor]] = {}
+        for vector in self.vectors:
+            layers.setdefault(_block(vector), []).append(_as_in_file(vector))
+        file = self.vectors[0].file
+        content = ServedVectors(
+            layers={block: torch.stack(rows) for block, rows in layers.items()},
+            mode=self.strength.mode,
+            scale=self.strength.scale,
+            level=self.strength.level,
+            skip_first=self.strength.skip_first if self.row.leaves_first else 0,
+            model_type=(identity.model_type if identity is not None else "")
+            or (file.model_type if file is not None else ""),
+            blocks=identity.blocks if identity is not None else "",
+            facts={} if file is None else file.facts,
+        )
+        return replace(content, record=self._record(content, identity))
+
+    def _record(self, content: ServedVectors, identity: Any) -> dict[str, Any]:
+        keeps = self.row.keeps_scale or self.strength.mode != "add"
+        return {
+            "schema_version": EXPORT_SCHEMA,
+            "lrt_lens": version("lrt-lens"),
+            "format": self.row.name,
+            "program": self.row.program,
+            "positions": self.row.positions,
+            "layers": {str(block): self.row.key(block) for block in sorted(content.layers)},
+            "scale_is": "beside the directions" if keeps else "multiplied into the directions",
+            "model": None if identity is None else _plain(asdict(identity)),
+            "strength": _plain(asdict(self.strength)),
+            "strength_of_apply": None if self.own is None else _plain(asdict(self.own)),
+            "note": self.note,
+            "vectors": [_plain(json.loads(vector.stored())) for vector in self.vectors],
+            "checks": [],
+        }
+
+
+def _listed(vectors: SteeringVector | Sequence[SteeringVector]) -> tuple[SteeringVector, ...]:
+    """Return the vectors, of one model, sorted by block.
+
+    Raises:
+        ValueError: there is none, or one is at a place in the stream that no program reaches.
+        MismatchError: they are of different models or widths.
+    """
+    listed = (vectors,) if isinstance(vectors, SteeringVector) else tuple(vectors)
+    if not listed:
+        raise ValueError("there is no vector; give at least one")
+    for vector in listed[1:]:
+        if vector.model is not None and listed[0].model is not None:
+            listed[0].model.refuse_other(vector.model, f"vector {vector.name!r}", tokens=False)
+        if len(vector.direction) != len(listed[0].direction):
+            raise MismatchError(
+                f"the vectors have widths {[len(one.direction) for one in listed]}; expected one:"
+                " export those of one model"
+            )
+    return tuple(sorted(listed, key=_block))
+
+
+def _block(vector: SteeringVector) -> int:
+    """Return the number of the block behind which a vector acts."""
+    match = RESIDUAL.fullmatch(place(vector.hook))
+    if match is None or match[2] != "post":
+        raise ValueError(
+            f"vector {vector.name!r} is at {vector.hook!r}, and every program steers the stream"
+            " behind a block; learn it at blocks.L.hook_resid_post, steer with vector.apply, or"
+            " bake it"
+        )
+    return int(match[1])
+
+
+def _as_in_file(vector: SteeringVector) -> torch.Tensor:
+    """Return the direction in the precision of the file that it was read from."""
+    dtype = "float32" if vector.file is None else vector.file.dtype
+    return vector.direction.detach().cpu().to(getattr(torch, dtype))
+
+
+def _positions(row: VectorFormat) -> Positions:
+    return "all" if row.leaves_first else "every"
+
+
+def _finite(scale: float) -> float:
+    if not torch.isfinite(torch.tensor(float(scale))):
+        raise ValueError(f"scale is {scale}; expected a finite number")
+    return float(scale)
+
+
+def _target(path: Path, row: VectorFormat) -> Path:
+    """Return the path with the ending that the program expects."""
+    needed = _NEEDED_SUFFIXES.get(row.name, ())
+    if row.suffix and not path.suffix:
+        return path.with_name(path.name + row.suffix)
+    if needed and path.suffix not in needed:
+        raise ValueError(
+            f"{str(path)!r} ends in {path.suffix!r}; {row.program} reads {' or '.join(needed)}"
+        )
+    return path
+
+
+def _plain(value: Any) -> Any:
+    """Return a value of JSON, in which NaN is null."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and value != value else value

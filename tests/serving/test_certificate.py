@@ -1,0 +1,200 @@
+"""Certificates tell an engine that steers as we do from one that does something else."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import lrt_lens as lrt
+from lrt_lens.adapters.vectors import SteeringVector
+from lrt_lens.errors import FileFormatError, MismatchError
+from lrt_lens.serving import FORMATS, ExportCheck, RuleEngine, check_export
+from tests.serving.vectors import make_vector
+
+NEUTRAL = ["The quick brown fox jumps over the lazy dog and runs away."] * 3
+
+
+class OffByOne(RuleEngine):
+    """An engine that adds the direction one block too late."""
+
+    name = "off by one"
+    shift = 1
+
+    def logits(self, rows: Sequence[Sequence[int]], path: Path | None) -> list[np.ndarray]:
+        blocks = list(self._blocks)
+        self._blocks = torch.nn.ModuleList(blocks[self.shift :] + blocks[: self.shift])
+        try:
+            return super().logits(rows, path)
+        finally:
+            self._blocks = torch.nn.ModuleList(blocks)
+
+
+class OneTooEarly(OffByOne):
+    name, shift = "one too early", -1
+
+
+class Unsteered(RuleEngine):
+    """An engine that ignores the file, as llama-server does with a bad one."""
+
+    name = "unsteered"
+
+    def logits(self, rows: Sequence[Sequence[int]], path: Path | None) -> list[np.ndarray]:
+        return super().logits(rows, None)
+
+
+class WithoutBos(RuleEngine):
+    """An engine that leaves the first position as it is."""
+
+    name = "without BOS"
+
+    def logits(self, rows: Sequence[Sequence[int]], path: Path | None) -> list[np.ndarray]:
+        steered = super().logits(rows, path)
+        plain = super().logits(rows, None)
+        return [np.concatenate([b[:1], a[1:]]) for a, b in zip(steered, plain, strict=True)]
+
+
+class Doubled(RuleEngine):
+    """An engine that applies the scale twice."""
+
+    name = "doubled"
+
+    def logits(self, rows: Sequence[Sequence[int]], path: Path | None) -> list[np.ndarray]:
+        if path is None:
+            return super().logits(rows, None)
+        twice = path.with_name(f"twice{path.suffix}")
+        vector = SteeringVector.load(path)
+        (2.0 * replace(vector, strength=None)).export(twice, "llama.cpp")
+        return super().logits(rows, twice)
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_every_format_steers_as_our_hook(
+    vector: SteeringVector, model: Any, tmp_path: Path, to: str
+) -> None:
+    path = vector.export(tmp_path / "v", to, scale=-1.5)
+    check = check_export(path, model, neutral=NEUTRAL)
+    assert check.passed, check.problems
+    assert check.difference < 1e-5
+    assert min(check.difference_before, check.difference_after) > 0.05
+    assert (check.format, len(check.table)) == (to, 9)
+    assert check.first_position == (4 if to == "transformers" else 0)
+    assert check.damage == pytest.approx(check.damage_of_hook, rel=1e-4)
+    beside = path / "export.json" if path.is_dir() else Path(f"{path}.export.json")
+    [stored] = json.loads(beside.read_text())["checks"]
+    assert stored["passed"]
+    assert stored["difference"] == check.difference
+    assert stored["engine"] == check.engine
+
+
+@pytest.mark.parametrize(("to", "mode"), [("glp", "ablate"), ("lm-eval", "clamp")])
+def test_other_modes(
+    vector: SteeringVector, model: Any, tmp_path: Path, to: str, mode: Any
+) -> None:
+    path = vector.export(tmp_path / "v", to, mode=mode, level=4.0)
+    check = check_export(path, model)
+    assert check.passed, check.problems
+    assert check.effect > 0.01
+
+
+@pytest.mark.parametrize(
+    ("engine", "match"),
+    [
+        (OffByOne, "logits differ from our hook"),
+        (OneTooEarly, "logits differ from our hook"),
+        (Unsteered, "position -1 is the first that is steered; expected 0"),
+        (WithoutBos, "position 1 is the first"),
+        (Doubled, "logits differ"),
+    ],
+)
+def test_an_engine_that_steers_otherwise_fails(
+    vector: SteeringVector, model: Any, tmp_path: Path, engine: Any, match: str
+) -> None:
+    path = vector.export(tmp_path / "v.gguf", "llama.cpp")
+    check = check_export(path, model, engine=engine(model))
+    assert not check.passed
+    assert match in "; ".join(check.problems)
+    assert check.engine == engine.name
+    assert match in repr(check)
+    assert "differs" in check._repr_html_()
+    # The check of another engine stays in the record.
+    good = check_export(path, model)
+    stored = json.loads(Path(f"{path}.export.json").read_text())["checks"]
+    assert [one["passed"] for one in stored] == [False, True]
+    assert good.passed
+
+
+def test_damage_is_compared_with_the_budget(
+    vector: SteeringVector, model: Any, tmp_path: Path
+) -> None:
+    path = vector.export(tmp_path / "v.gguf", "llama.cpp", damage=0.1, model=model, neutral=NEUTRAL)
+    check = check_export(path, model, neutral=NEUTRAL)
+    assert check.budget == 0.1
+    assert check.passed, check.problems
+    assert check.damage == pytest.approx(0.1, rel=0.05)
+    # A file whose numbers were made longer meets the rule, and not the budget.
+    longer = replace(SteeringVector.load(path), strength=None) * 1.5
+    back = replace(longer, strength=SteeringVector.load(path).strength)
+    other = back.export(tmp_path / "w.gguf", "llama.cpp")
+    check = check_export(other, model, neutral=NEUTRAL)
+    assert not check.passed
+    assert "nats per token; expected 0.1 within 10%" in check.problems[0]
+
+
+def test_a_check_of_a_foreign_file_makes_a_record(
+    vector: SteeringVector, model: Any, tmp_path: Path
+) -> None:
+    path = vector.export(tmp_path / "v.gguf", "repeng")
+    Path(f"{path}.export.json").unlink()
+    assert check_export(path, model).passed
+    record = json.loads(Path(f"{path}.export.json").read_text())
+    assert (record["format"], len(record["checks"])) == ("llama.cpp", 1)
+
+
+def test_bad_input(vector: SteeringVector, model: Any, load: Any, tmp_path: Path) -> None:
+    path = vector.export(tmp_path / "v.gguf", "llama.cpp")
+    with pytest.raises(MismatchError, match="config_hash"):
+        check_export(path, load("llama", d=16, layers=4, seed=5))
+    with pytest.raises(ValueError, match="expected a list of texts"):
+        check_export(path, model, prompts="one text")
+    with pytest.raises(ValueError, match="expected a list of texts"):
+        check_export(path, model, prompts=[])
+    other = load("llama", d=16, layers=4, seed=6)
+    other.engine.model.resize_token_embeddings(8)
+    with pytest.raises((MismatchError, IndexError)):
+        check_export(path, model, engine=RuleEngine(other))
+
+
+def test_a_changed_script_is_not_run(vector: SteeringVector, model: Any, tmp_path: Path) -> None:
+    folder = vector.export(tmp_path / "steering", "transformers")
+    script = folder / "steer.py"
+    script.write_text(script.read_text() + "\nraise SystemExit('it ran')\n")
+    with pytest.raises(FileFormatError, match="is not the script that was exported"):
+        check_export(folder, model)
+
+
+def test_the_edge_blocks_have_one_neighbour(model: Any, tmp_path: Path) -> None:
+    first = check_export(make_vector(model, 0).export(tmp_path / "v", "vllm-lens"), model)
+    last = check_export(make_vector(model, 3).export(tmp_path / "w", "vllm-lens"), model)
+    assert np.isnan(first.difference_before)
+    assert np.isnan(last.difference_after)
+    assert first.passed
+    assert last.passed
+
+
+def test_short_prompts_say_nothing_about_first_positions(
+    vector: SteeringVector, model: Any, tmp_path: Path
+) -> None:
+    folder = vector.export(tmp_path / "steering", "transformers")
+    check = check_export(folder, model, prompts=["a", "The quick brown fox jumps over"])
+    assert check.passed, check.problems
+    assert check.first_position == 4
+
+
+def test_it_is_a_name_of_the_package() -> None:
+    assert lrt.check_export is check_export
+    assert lrt.ExportCheck is ExportCheck
