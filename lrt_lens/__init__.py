@@ -42,6 +42,7 @@ _PACKAGES = (
     "adapters.saes",
     "adapters.concepts",
     "adapters.layers",
+    "serving",
     "baselines",
     "bundled",
     "statistics",

@@ -48,6 +48,7 @@ ORDER = (
     "adapters.saes",
     "adapters.concepts",
     "adapters.layers",
+    "serving",
     "baselines",
     "bundled",
     "exploration",
@@ -66,6 +67,7 @@ HEAVY = {
     "kaleido",
     "lrt_lens",  # only in the files of LATE_IMPORTS
     "pandas",
+    "peft",
     "plotly",
     "pyarrow",
     "rich",
@@ -96,6 +98,7 @@ PRIVATE_FOLDERS = {
     "adapters/saes/codes",
     "adapters/saes/features",
     "adapters/saes/refit",
+    "serving/bake",
 }
 """Folders that only group private modules: the package above lists their public names."""
 

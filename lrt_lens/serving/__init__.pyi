@@ -1,0 +1,1 @@
+from .bake._bake import bake_vector as bake_vector
