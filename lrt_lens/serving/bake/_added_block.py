@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from lrt_lens.serving.bake._checkpoint import BakedCheckpoint
 from lrt_lens.serving.bake._probe import FIRST, StreamProbe
 
-_BEHIND_MLP = ("post_feedforward_layernorm", "post_mlp_layernorm")
+_BEHIND_MLP = ("post_feedforward_layernorm", "post_mlp_layernorm", "post_norm2")
 
 
 class NoConstantBlock(ValueError):  # noqa: N818 (a reason within another message)

@@ -71,6 +71,7 @@ class StreamProbe:
         self.names = {id(module): name for name, module in self.hf.named_modules()}
         self.blocks_path = self.names[id(self.decoder.blocks[0])].rpartition(".")[0]
         self._row = short_row(model.d_vocab)
+        self._streams: dict[str, Tensor] = {}
 
     def block_path(self, layer: int) -> str:
         """Return the name of a block, such as ``"model.layers.3"``."""
@@ -116,7 +117,7 @@ class StreamProbe:
         kept: dict[nn.Module | str, Callable[[Any], Any]] = {
             one: lambda _output, value=value: value for one, value in outputs.items()
         }
-        plain = self._states(hook, kept)
+        plain = self._states(hook, kept) if frozen else self.stream(hook)
         generator = torch.Generator().manual_seed(0)
         direction = torch.randn(self.model.d_model, generator=generator)
         # As long as the stream is at most positions: neither lost in rounding nor overflowing.
@@ -179,7 +180,9 @@ class StreamProbe:
 
     def stream(self, hook: str) -> Tensor:
         """Return the stream of the short row at a hook point, [position, d_model]."""
-        return self._states(hook, {})
+        if hook not in self._streams:
+            self._streams[hook] = self._states(hook, {})
+        return self._streams[hook]
 
     def _states(self, hook: str, changes: Mapping[Any, Callable[[Any], Any]]) -> Tensor:
         """Return the stream [position, d_model] while modules or hook points give others."""
