@@ -29,7 +29,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lrt_lens.serving.bake._checkpoint import BakedCheckpoint
-from lrt_lens.serving.bake._probe import FIRST, StreamProbe
+from lrt_lens.serving.bake._probe import StreamProbe
 
 _BEHIND_MLP = ("post_feedforward_layernorm", "post_mlp_layernorm", "post_norm2")
 
@@ -52,52 +52,47 @@ def insert_block(
         checkpoint: the checkpoint that is changed; its blocks up to ``layer`` are still the model's
             own, so blocks are inserted from the last one to the first.
         probe: the model.
-        layer: the block behind which the constant is added; −1 adds it before the first.
+        layer: number of the block behind which the constant is added.
         delta: what is added, [d_model].
         middle: add it between attention and MLP of ``layer`` instead.
 
     Raises:
         NoConstantBlock: the blocks are of another kind.
     """
-    index = max(layer, 0)
-    block = probe.decoder.blocks[index]
+    at = layer + 1
+    block, prefix = probe.decoder.blocks[layer], f"{probe.block_path(layer)}."
     attention, mlp = _parts(block)
-    source = probe.block_path(index)
     own = {
-        name.removeprefix(f"{source}."): value
+        name.removeprefix(prefix): value
         for name, value in checkpoint.state.items()
-        if name.startswith(f"{source}.")
+        if name.startswith(prefix)
     }
     constant = dict(own)
-    behind = next((name for name in _BEHIND_MLP if _has(block, name)), None)
     before = _before_mlp(block)
-    names = [n for n, part in block.named_children() if _is_norm(part)]
+    behind = next((name for name in _BEHIND_MLP if _has(block, name)), None)
     # In the middle of a block the attention keeps its own norms.
-    for name in [before] if middle else names:
+    norms = [before] if middle else [n for n, part in block.named_children() if _is_norm(part)]
+    for name in norms:
         if name not in (None, behind):
             _make_neutral(constant, name, block.get_submodule(name))
     if behind is None:
         # down(z) = column · Σ zᵢ²
-        column = delta.double().cpu() / _sum_of_squares(probe, block, before, layer, middle)
+        stream = probe.stream(f"blocks.{layer}.hook_resid_{'mid' if middle else 'post'}")
+        column = delta.double().cpu() / _sum_of_squares(block, before, stream)
     else:
-        weight = constant[f"{behind}.weight"]
-        column, constant[f"{behind}.weight"] = _through_norm(
-            delta.double().cpu(), weight, 1 - _one(block.get_submodule(behind))
-        )
+        weight, offset = constant[f"{behind}.weight"], 1 - _one(block.get_submodule(behind))
+        through = _through_norm(delta.double().cpu(), weight, offset)
+        column, constant[f"{behind}.weight"] = through
     _make_constant(constant, mlp, block.get_submodule(mlp), column)
-    silent = constant if not middle else own
+    # Of a block that is split, the second half has no attention; else the new block has none.
+    silent = own if middle else constant
     for name in [name for name in silent if name.startswith(f"{attention}.o_proj.")]:
         silent[name] = torch.zeros_like(silent[name])
-    # In the middle: attention and constant, then the MLP alone.
-    at = layer + 1
-    first, second = (constant, own) if middle else (None, constant)
-    _shift_blocks(checkpoint, probe.blocks_path, at, index, second)
-    if first is not None:
-        for name, value in first.items():
-            checkpoint.state[f"{source}.{name}"] = value
-    checkpoint.changes[f"{probe.blocks_path}.{at}"] = (
-        f"new block: block {layer} was split into attention and MLP" if middle else "new block"
-    )
+    _insert(checkpoint, probe.blocks_path, at, own if middle else constant)
+    if middle:
+        checkpoint.state |= {f"{prefix}{name}": value for name, value in constant.items()}
+    what = f"block {layer} was split into attention and MLP" if middle else "adds a constant"
+    checkpoint.changes[f"{probe.blocks_path}.{at}"] = f"new block: {what}"
     checkpoint.changes["config.num_hidden_layers"] = str(checkpoint.config.num_hidden_layers)
 
 
@@ -119,25 +114,19 @@ def _parts(block: nn.Module) -> tuple[str, str]:
 
 
 def _sum_of_squares(
-    probe: StreamProbe, block: nn.Module, before: str | None, layer: int, middle: bool
+    block: nn.Module, before: str | None, stream: Float[Tensor, "position d_model"]
 ) -> float:
-    """Return Σ zᵢ² behind a norm with weights of one, at most positions of the short row.
+    """Return Σ zᵢ² behind a norm with weights of one, at most positions of a short row.
 
     It is d·m/(m + ε) for a stream with the mean square m.
     """
-    part = "mid" if middle else "post"
-    hook = FIRST if layer < 0 else f"blocks.{layer}.hook_resid_{part}"
+    # Parallel blocks have one norm, of attention and MLP.
     name = before or next((n for n, part in block.named_children() if _is_norm(part)), None)
     if name is None:
         raise NoConstantBlock("no norm is before its MLP")
-    twin: Any = copy.deepcopy(block.get_submodule(name)).float()
-    state = dict(twin.state_dict())
-    neutral = {f".{key}": value for key, value in state.items()}
-    _make_neutral(neutral, "", block.get_submodule(name))
-    twin.load_state_dict({key.removeprefix("."): value for key, value in neutral.items()})
     with torch.no_grad():
-        stream = probe.stream(hook).float()
-        return float(twin(stream).double().square().sum(-1).median())
+        normed = _neutral(block.get_submodule(name))(stream.float())
+    return float(normed.double().square().sum(-1).median())
 
 
 def _before_mlp(block: nn.Module) -> str | None:
@@ -172,12 +161,19 @@ def _one(norm: nn.Module) -> float:
         return 0.0 if bool(twin(row.to(weight.device)).any()) else 1.0
 
 
+def _neutral(norm: nn.Module) -> Any:
+    """Return a copy of a norm, in float32, that multiplies by one and adds nothing."""
+    twin = copy.deepcopy(norm).float()
+    with torch.no_grad():
+        for name, parameter in twin.named_parameters():
+            parameter.fill_(_one(norm) if name == "weight" else 0.0)
+    return twin
+
+
 def _make_neutral(state: dict[str, Tensor], name: str, norm: nn.Module) -> None:
-    """Let a norm multiply by one and add nothing."""
-    for key in (f"{name}.weight", f"{name}.bias"):
-        if key in state:
-            value = _one(norm) if key.endswith("weight") else 0.0
-            state[key] = torch.full_like(state[key], value)
+    """Let a norm multiply by one and add nothing; some have no weights at all."""
+    for key, value in _neutral(norm).state_dict().items():
+        state[f"{name}.{key}"] = value.to(state[f"{name}.{key}"])
 
 
 def _through_norm(
@@ -242,9 +238,7 @@ def _refuse_other_gate(mlp: nn.Module) -> None:
         raise NoConstantBlock(f"a(z) − a(−z) is not z for the gate {type(gate).__name__}")
 
 
-def _shift_blocks(
-    checkpoint: BakedCheckpoint, path: str, at: int, source: int, block: dict[str, Tensor]
-) -> None:
+def _insert(checkpoint: BakedCheckpoint, path: str, at: int, block: dict[str, Tensor]) -> None:
     """Insert the tensors of a block at an index, and its entry in every list of the config."""
     state = dict[str, Tensor]()
     for name, value in checkpoint.state.items():
@@ -260,5 +254,5 @@ def _shift_blocks(
     for name, value in vars(config).items():
         # layer_types, no_rope_layers, …: one entry per block
         if isinstance(value, list) and len(value) == n_layers:
-            setattr(config, name, [*value[:at], value[source], *value[at:]])
+            setattr(config, name, [*value[:at], value[at - 1], *value[at:]])
     config.num_hidden_layers = n_layers + 1

@@ -45,7 +45,6 @@ from lrt_lens.serving.bake._adapter import (
 )
 from lrt_lens.serving.bake._checkpoint import BakedCheckpoint
 from lrt_lens.serving.bake._comparison import (
-    BakeMeasure,
     compare_logits,
     largest_component,
     load_baked,
@@ -201,7 +200,7 @@ class _Baker:
         hooks = self._hooks()
         running = next(self.hf.parameters()).dtype
         coarser = max((running, self.dtype), key=lambda dtype: torch.finfo(dtype).eps)
-        measured = compare_logits(self.model, hooks, baked, written=coarser)
+        measured = compare_logits(self.model, hooks, baked, dtype=coarser)
         if self.mode == "add":
             measured.refuse_other_function(self.model.name)
             return measured.fields
@@ -322,5 +321,5 @@ def _tell(record: dict[str, Any], folder: Path) -> None:
             len(added),
             ", ".join(added),
         )
-    measured = BakeMeasure(**{k: v for k, v in record["measured"].items() if "component" not in k})
-    logger.info("%s: max |Δ logits| %.2g", folder, measured.largest_difference)
+    difference = record["measured"]["largest_difference"]
+    logger.info("%s: max |Δ logits| %.2g against %s", folder, difference, record["compared_with"])

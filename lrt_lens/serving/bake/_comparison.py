@@ -81,7 +81,7 @@ def probe_rows(model: HookedModel) -> Tensor:
 
 
 def compare_logits(
-    model: HookedModel, hooks: Mapping[int | str, Any], baked: Any, *, written: torch.dtype
+    model: HookedModel, hooks: Mapping[int | str, Any], baked: Any, *, dtype: torch.dtype
 ) -> BakeMeasure:
     """Return how far the logits of a baked model are from those of the hooks."""
     rows = probe_rows(model)
@@ -100,7 +100,7 @@ def compare_logits(
         largest_logit=float(hooked[finite].abs().max()),
         n_rows=n_rows,
         n_tokens=n_tokens,
-        dtype=str(written).removeprefix("torch."),
+        dtype=str(dtype).removeprefix("torch."),
     )
 
 

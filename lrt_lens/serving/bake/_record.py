@@ -108,7 +108,7 @@ def bake_card(record: dict[str, Any]) -> str:
     origin = (
         f"transferred from another model by a {' and a '.join(transferred)}"
         if transferred
-        else "learnt on this model"
+        else "made for this model"
     )
     load = (
         "model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder)"

@@ -13,8 +13,7 @@ from lrt_lens.adapters.vectors import ablation_hooks
 from lrt_lens.errors import MismatchError
 from lrt_lens.models import HookedModel
 from lrt_lens.serving import bake_vector
-
-from .conftest import largest_difference, plain_logits, rows_of, vector_at
+from tests.serving.bake.logits import largest_difference, plain_logits, rows_of, vector_at
 
 Load = Callable[[str], HookedModel]
 POST = "blocks.1.hook_resid_post"
@@ -29,7 +28,7 @@ def test_projected_weights_are_the_ablation_at_every_hook_point(
     vector = vector_at(model, POST)
     folder = bake_vector(vector, model, tmp_path / "baked", mode="ablate")
     rows = rows_of(model)
-    with model.intervene(ablation_hooks(model, vector.direction, skip_first=0)):
+    with model.intervene({**ablation_hooks(model, vector.direction, skip_first=0)}):
         ablated = model.logits(rows)
     assert largest_difference(plain_logits(folder, rows), ablated) <= 1e-4
     # It is another intervention than the hook at one hook point.

@@ -14,8 +14,7 @@ from lrt_lens.errors import HookPointError
 from lrt_lens.models import HookedModel
 from lrt_lens.serving import bake_vector
 from tests.models.decoders import DECODERS, build_decoder
-
-from .conftest import hooked_logits, largest_difference, rows_of, vector_at
+from tests.serving.bake.logits import hooked_logits, largest_difference, rows_of, vector_at
 
 peft = pytest.importorskip("peft", reason="peft is not installed: pip install 'lrt-lens[peft]'")
 
@@ -65,7 +64,7 @@ def test_an_adapter_ablates_at_every_hook_point(decoder: Load, tmp_path: Path, n
     vector = vector_at(model, POST)
     folder = bake_vector(vector, model, tmp_path / "adapter", mode="ablate", form="lora")
     rows = rows_of(model)
-    with model.intervene(ablation_hooks(model, vector.direction, skip_first=0)):
+    with model.intervene({**ablation_hooks(model, vector.direction, skip_first=0)}):
         ablated = model.logits(rows)
     assert largest_difference(adapted_logits(name, folder, rows, model.d_vocab), ablated) <= 1e-4
 

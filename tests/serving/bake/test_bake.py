@@ -18,8 +18,13 @@ from lrt_lens.adapters.vectors import SteeringVector
 from lrt_lens.errors import FileFormatError, HookPointError, MismatchError
 from lrt_lens.models import HookedModel
 from lrt_lens.serving import bake_vector
-
-from .conftest import hooked_logits, largest_difference, plain_logits, rows_of, vector_at
+from tests.serving.bake.logits import (
+    hooked_logits,
+    largest_difference,
+    plain_logits,
+    rows_of,
+    vector_at,
+)
 
 Load = Callable[[str], HookedModel]
 POST, MID, PRE = "blocks.1.hook_resid_post", "blocks.1.hook_resid_mid", "blocks.2.hook_resid_pre"
@@ -181,7 +186,8 @@ def test_positions_that_only_the_bake_steers_are_named(
     decoder: Load, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = decoder("llama")
-    vector = vector_at(model, POST, skip_first=4, name="mood", transferred_by="stitch")
+    fields: dict[str, Any] = {"skip_first": 4, "name": "mood", "transferred_by": "stitch"}
+    vector = dataclasses.replace(vector_at(model, POST), **fields)
     with caplog.at_level(logging.WARNING, "lrt_lens.serving"):
         folder = bake_vector(vector, model, tmp_path / "baked", scale=1.5)
     assert "leaves out positions 0 to 3" in caplog.text
