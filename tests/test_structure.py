@@ -68,6 +68,7 @@ HEAVY = {
     "kaleido",
     "lrt_lens",  # only in the files of LATE_IMPORTS
     "pandas",
+    "peft",
     "plotly",
     "pyarrow",
     "rich",
@@ -102,6 +103,7 @@ PRIVATE_FOLDERS = {
     "adapters/saes/refit",
     "serving/engines",
     "serving/formats",
+    "serving/bake",
 }
 """Folders that only group private modules: the package above lists their public names."""
 

@@ -10,3 +10,4 @@ from .engines._engine import ServingEngine as ServingEngine
 from .engines._llama_cpp import LlamaCpp as LlamaCpp
 from .engines._plain_transformers import RuleEngine as RuleEngine
 from .formats._content import ServedVectors as ServedVectors
+from .bake._bake import bake_vector as bake_vector
