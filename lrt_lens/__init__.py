@@ -42,6 +42,7 @@ _PACKAGES = (
     "adapters.saes",
     "adapters.concepts",
     "adapters.layers",
+    "serving",
     "baselines",
     "bundled",
     "statistics",
@@ -61,6 +62,12 @@ provide(
         "CrossMoments.fit": "lrt_lens.stitching:fit_grid",
         "StitchGrid.compare": "lrt_lens.stitching:compare_solvers",
         "Stitch.transfer sae_lens": "lrt_lens.adapters.saes:transfer_sae",
+        "Stitch.push_to_hub": "lrt_lens.serving:push_to_hub",
+        "ConceptMap.push_to_hub": "lrt_lens.serving:push_to_hub",
+        "LinearProbe.export": "lrt_lens.serving:export_probe",
+        "LinearProbe.load": "lrt_lens.serving:load_probe",
+        "LinearProbe.push_to_hub": "lrt_lens.serving:push_to_hub",
+        "LinearProbe.to_sklearn": "lrt_lens.serving:probe_to_sklearn",
     }
 )
 

@@ -32,6 +32,7 @@ ORDER = (
     "_files",
     "_folders",
     "_hub",
+    "_model_card",
     "_stored_fields",
     "_tensor_files",
     "statistics",
@@ -48,6 +49,7 @@ ORDER = (
     "adapters.saes",
     "adapters.concepts",
     "adapters.layers",
+    "serving",
     "baselines",
     "bundled",
     "exploration",
@@ -88,6 +90,9 @@ LATE_METHODS = {
     "moments/_cross_moments.py": "CrossMoments.fit",
     "stitching/_grid.py": "StitchGrid.compare",
     "stitching/_stitch_data.py": "Stitch.transfer",
+    "stitching/_stitch.py": "Stitch.push_to_hub",
+    "adapters/probes/_linear_probe.py": "LinearProbe.export",
+    "adapters/concepts/_concept_map.py": "ConceptMap.push_to_hub",
 }
 """Methods whose function lives in a higher package (`lrt_lens/_late.py`), by file."""
 PRIVATE_FOLDERS = {
