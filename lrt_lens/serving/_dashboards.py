@@ -51,6 +51,8 @@ _BATCH_WINDOWS = 16
 """Windows per forward pass."""
 _DIGITS = 3
 """Decimals of all numbers, as in SAEDashboard."""
+_TOP = -1.0
+"""Lower end, and share of tokens, by which SAEDashboard marks the strongest texts."""
 _PIECES = {"Ġ": " ", "Ċ": "\n", "ĉ": "\t"}
 """Characters that stand for white space in the pieces of byte-level tokenizers."""
 
@@ -111,16 +113,16 @@ def write_dashboards(
         raise IndexError(
             f"features {outside[:5]} are none of this SAE; it has {coder.n_features}, from number 0"
         )
-    fired = _Activations.read(coder, model, sae.cfg.metadata.hook_name, documents, run)
+    outputs, decoder = Unembedding.of(model), coder.decoder
+    n_outputs, hook = int(outputs.weight.shape[1]), sae.cfg.metadata.hook_name
+    fired = _Activations.read(coder, model, hook, documents, run, n_outputs)
     shown = [i for i in wanted if len(fired.of(i)[0])]
-    outputs = Unembedding.of(model)
     paths = []
     for number, start in enumerate(range(0, len(shown), run.features_per_file)):
         indices = shown[start : start + run.features_per_file]
-        logits = outputs.logit_weights(coder.decoder[indices])
+        logits = outputs.logit_weights(decoder[indices])
         features = [
-            fired.dashboard(i, coder.decoder[i], row)
-            for i, row in zip(indices, logits, strict=True)
+            fired.dashboard(i, decoder[i], row) for i, row in zip(indices, logits, strict=True)
         ]
         batch = {**about, "sae_id_suffix": None, "features": features}
         paths.append(_write_json(folder / f"batch-{number}.json", batch))
@@ -165,8 +167,9 @@ class _Activations:
         hook: str,
         documents: Documents,
         settings: DashboardSettings,
+        n_outputs: int,
     ) -> "_Activations":
-        """Read the text once."""
+        """Read the text once; ``n_outputs`` is the number of output tokens."""
         windows = _windows(model, documents, settings)
         longest = max(len(window.ids) for window in windows)
         found: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -182,7 +185,7 @@ class _Activations:
         order = feature.argsort(stable=True)
         counts = torch.bincount(feature, minlength=coder.n_features)
         starts = torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)])
-        vocabulary = range(int(Unembedding.of(model).weight.shape[1]))
+        vocabulary = range(n_outputs)
         return cls(
             windows,
             rows[order].numpy(),
@@ -240,7 +243,7 @@ class _Activations:
         order = np.argsort(-values, kind="stable")
         _, first = np.unique(rows[order] // self.longest, return_index=True)
         top = order[np.sort(first)[: run.n_top]]
-        texts = [self._text(feature, int(rows[i]), -1, maximum, -1) for i in top]
+        texts = [self._text(feature, int(rows[i]), _TOP, maximum, _TOP) for i in top]
         generator = np.random.default_rng([run.seed, feature])
         edges = np.linspace(0, maximum, run.n_intervals + 1) if run.n_intervals else []
         for low, high in reversed(list(pairwise(edges))):
@@ -291,8 +294,8 @@ def _windows(model: HookedModel, documents: Documents, run: DashboardSettings) -
             break
     if not windows:
         raise TooFewDocumentsError(
-            "no document has a token after the first positions, which are masked; give more or "
-            "longer text"
+            "no document has four tokens after the first positions, which are masked; give longer "
+            "text"
         )
     return windows[: run.n_prompts]
 
