@@ -27,11 +27,15 @@ from typing import Any, Literal
 from lrt_lens._files import write_atomically
 from lrt_lens._folders import write_folder
 from lrt_lens._settings import Settings, resolve, takes
-from lrt_lens.adapters.saes._compatibility import plain_name, refuse_foreign_sae
+from lrt_lens.adapters.saes._compatibility import (
+    model_identity_fields,
+    plain_name,
+    refuse_foreign_sae,
+)
 from lrt_lens.data._documents import Documents
 from lrt_lens.errors import HookPointError
 from lrt_lens.models._hook_points import RESIDUAL
-from lrt_lens.models._hooked_model import load_model
+from lrt_lens.models._hooked_model import HookedModel, load_model
 from lrt_lens.models._loading import ModelLike
 from lrt_lens.serving._dashboards import DashboardSettings, write_dashboards
 
@@ -75,14 +79,15 @@ def export_sae(
         folder: the folder of the repository; the SAE is written into a folder of it.
         to: ``"saelens"``, or ``"neuronpedia"``, which also writes the entry of SAELens' list, sets
             ``neuronpedia_id``, and writes dashboards if ``model`` and ``documents`` are given.
-        model: model that the SAE reads.
-        documents: text in any form that `fit_stitches` takes.
+        model: model that the SAE reads; metadata that the SAE lacks, such as ``prepend_bos``, which
+            SAELens needs to run the model, are taken from it.
+        documents: text of the dashboards, in any form that `fit_stitches` takes.
         settings: all settings; see `SAEExportSettings`.
         options: fields of `SAEExportSettings` as keywords, such as ``sae_id="layer_3"``.
 
     Raises:
         TypeError: ``sae`` is no SAE of SAELens.
-        ValueError: ``to`` is unknown, or only one of ``model`` and ``documents`` is given.
+        ValueError: ``to`` is unknown, or documents are given without a model or for SAELens.
         HookPointError: Neuronpedia needs an SAE of one block, and the SAE names none.
         MismatchError: the SAE belongs to another model.
     """
@@ -91,19 +96,21 @@ def export_sae(
         raise TypeError(f"a {type(sae).__name__} is no SAE of SAELens; give one of its classes")
     if to not in ("saelens", "neuronpedia"):
         raise ValueError(f"to is {to!r}; expected 'saelens' or 'neuronpedia'")
-    if (model is None) != (documents is None) or (to == "saelens" and model is not None):
+    if documents is not None and (model is None or to == "saelens"):
         raise ValueError(
-            "dashboards need both model= and documents=, with to='neuronpedia'; give both, or none"
+            "documents are read for the dashboards of Neuronpedia only; give model= and "
+            "to='neuronpedia' with them"
         )
     whole = Path(folder)
     name = run.sae_id or sae_id_of(sae)
-    if to == "saelens":
-        return _write_sae(sae, whole / name, {})
-    source = _source(sae, run)
     hooked = None if model is None else load_model(model)
     if hooked is not None:
         refuse_foreign_sae(sae, sae.cfg.metadata.hook_name, hooked.identity)
-    path = _write_sae(sae, whole / name, {"neuronpedia_id": source.neuronpedia_id})
+    known = _of_model(hooked)
+    if to == "saelens":
+        return _write_sae(sae, whole / name, known, {})
+    source = _source(sae, run)
+    path = _write_sae(sae, whole / name, known, {"neuronpedia_id": source.neuronpedia_id})
     entry = _entry(sae, source, name, run.repo_id).encode()
     write_atomically(whole / YAML_NAME, lambda temporary: temporary.write_bytes(entry))
     if hooked is not None and documents is not None:
@@ -122,8 +129,17 @@ def sae_id_of(sae: Any) -> str:
     return str(sae.cfg.metadata.hook_name or "sae")
 
 
-def _write_sae(sae: Any, path: Path, added: dict[str, Any]) -> Path:
-    """Write the folder that SAELens loads, with completed metadata, as a whole."""
+def _of_model(model: HookedModel | None) -> dict[str, Any]:
+    """Return the metadata of an SAE that its model decides."""
+    name = {} if model is None else {"model_name": model.name}
+    return name | model_identity_fields(None if model is None else model.identity)
+
+
+def _write_sae(sae: Any, path: Path, known: dict[str, Any], added: dict[str, Any]) -> Path:
+    """Write the folder that SAELens loads as a whole.
+
+    ``known`` fills metadata that the SAE lacks; ``added`` replaces what it has.
+    """
 
     def write(staging: Path) -> None:
         # A training SAE has its own folder format; others load the one for inference.
@@ -132,9 +148,7 @@ def _write_sae(sae: Any, path: Path, added: dict[str, Any]) -> Path:
         config = json.loads((staging / CONFIG_NAME).read_text(encoding="utf-8"))
         metadata = config.setdefault("metadata", {})
         # SAELens does `**metadata.model_from_pretrained_kwargs`, which None would break.
-        metadata["model_from_pretrained_kwargs"] = (
-            metadata.get("model_from_pretrained_kwargs") or {}
-        )
+        metadata |= {key: value for key, value in known.items() if metadata.get(key) is None}
         metadata |= added
         text = json.dumps(config, indent=1)
         (staging / CONFIG_NAME).write_text(text, encoding="utf-8")

@@ -121,6 +121,19 @@ def test_every_sae_of_ours_names_the_keywords_of_its_model(
     assert sae.cfg.metadata.model_from_pretrained_kwargs is None, "the SAE itself is not changed"
 
 
+def test_sae_lens_reads_texts_for_exported_saes_of_known_models(pair: Any, tmp_path: Path) -> None:
+    bare = StandardSAE(StandardSAEConfig(d_in=24, d_sae=40))
+    bare.cfg.metadata = SAEMetadata(hook_name=HOOK)
+    path = export_sae(bare, tmp_path, model=pair.target)
+    for one in (SAE.load_from_disk(path), lrt.demo_sae("small"), lrt.demo_sae("large")):
+        metadata = one.cfg.metadata
+        # What `ActivationsStore.from_sae` needs of the metadata.
+        assert metadata.hook_name
+        assert metadata.prepend_bos is True
+        assert metadata.model_from_pretrained_kwargs is not None
+    assert SAE.load_from_disk(path).cfg.metadata.model_name == pair.target.name
+
+
 # ------------------------------------------------------------------------------------- neuronpedia
 
 
@@ -271,8 +284,9 @@ def test_what_cannot_be_exported_is_refused_by_name(
     sae = make(pair)
     with pytest.raises(TypeError, match="a dict is no SAE of SAELens"):
         export_sae({}, tmp_path)
-    with pytest.raises(ValueError, match="dashboards need both model= and documents="):
-        export_sae(sae, tmp_path, to="neuronpedia", model=pair.target)
+    for options in ({"to": "neuronpedia"}, {"model": pair.target}):
+        with pytest.raises(ValueError, match="documents are read for the dashboards"):
+            export_sae(sae, tmp_path, documents=corpus, **options)
     with pytest.raises(HookPointError, match="files sources under the number of a block"):
         export_sae(make(pair, hook_name="hook_embed"), tmp_path, to="neuronpedia")
     with pytest.raises(ValueError, match="does not name its model; give .*model_id="):
