@@ -110,7 +110,10 @@ def markdown_table(table: pd.DataFrame) -> str:
     """Return a tidy table in Markdown, with numbers as `shown` writes them.
 
     Columns ``x_low`` and ``x_high`` (or ``low`` and ``high``) are joined into one, ``95% of x``.
+    Columns without any value are left out.
     """
+    empty = [name for name in table.columns if (table[name].isna() | (table[name] == "")).all()]
+    table = table.drop(columns=empty)
     header, columns = [], []
     for name in map(str, table.columns):
         stem, _, end = name.rpartition("_")

@@ -409,8 +409,8 @@ def _transferred(by: str | None) -> str:
 
 def _limits(what: str) -> str:
     return (
-        f"- The {what} belongs to this model, in these weights, and to this hook point; others are "
-        "refused by the hash of the weights.\n"
+        f"- The {what} belongs to this model, in these weights, and to this hook point; lrt_lens "
+        "refuses others by the hash of the weights.\n"
         "- Effects hold for text like that of the evaluation; on other text they can be far "
         "smaller, or harmful."
     )
@@ -418,11 +418,10 @@ def _limits(what: str) -> str:
 
 def _loading(kind: str, file: str, repository: str) -> str:
     name = repository or "owner/name"
-    call = f'artefact = lrt.{kind}.load(hf_hub_download("{name}", "{file}"))'
     return f"""```python
 import lrt_lens as lrt
 from huggingface_hub import hf_hub_download
 
-{call}
+artefact = lrt.{kind}.load(hf_hub_download("{name}", "{file}"))
 print(artefact)
 ```"""

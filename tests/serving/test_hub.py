@@ -260,7 +260,7 @@ def test_other_objects_and_options_are_refused_by_name(hub: Hub, vector: Steerin
 def test_a_card_says_what_was_measured_and_under_which_licence(vector: SteeringVector) -> None:
     table = pd.DataFrame(
         {"arm": ["transferred", "null"], "effect": [0.4312, -0.01], "effect_low": [0.4, -0.05],
-         "effect_high": [0.46, 0.03], "n": [1200, 1200]}
+         "effect_high": [0.46, 0.03], "n": [1200, 1200], "flag": ["", ""]}
     )  # fmt: skip
     card = lrt.model_card(vector, "user/mood", evaluation=table, base_model="org/large")
     assert front_matter(card) == {
@@ -269,6 +269,7 @@ def test_a_card_says_what_was_measured_and_under_which_licence(vector: SteeringV
         "library_name": "lrt_lens",
         "tags": ["lrt_lens", "steering-vector", "activation-steering", "interpretability"],
     }
+    assert "| arm | effect | 95% of effect | n |\n" in card
     assert "| `transferred` | 0.431 | 0.400 to 0.460 | 1,200 |" in card
     assert "| `null` | −0.010 | −0.050 to 0.030 | 1,200 |" in card
     assert "No evaluation was given" not in card
