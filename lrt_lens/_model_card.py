@@ -112,8 +112,7 @@ def markdown_table(table: pd.DataFrame) -> str:
     Columns ``x_low`` and ``x_high`` (or ``low`` and ``high``) are joined into one, ``95% of x``.
     Columns without any value are left out.
     """
-    empty = [name for name in table.columns if (table[name].isna() | (table[name] == "")).all()]
-    table = table.drop(columns=empty)
+    table = table.loc[:, (table.notna() & (table != "")).any()]
     header, columns = [], []
     for name in map(str, table.columns):
         stem, _, end = name.rpartition("_")

@@ -19,8 +19,8 @@ from sae_lens.saes.sae import SAEMetadata
 from transformer_lens import HookedTransformer
 
 import lrt_lens as lrt
+from lrt_lens.adapters.saes import Unembedding
 from lrt_lens.adapters.saes._compatibility import model_identity_fields
-from lrt_lens.adapters.saes.features._unembedding import Unembedding
 from lrt_lens.errors import HookPointError, MismatchError, TooFewDocumentsError
 from lrt_lens.serving import DashboardSettings, export_sae, push_to_hub, write_dashboards
 from tests.serving.conftest import HOOK
