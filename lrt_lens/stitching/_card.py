@@ -10,6 +10,8 @@ embedding of the token alone predicts. All are computed from what the folder sto
 precision in which it is stored, so that a stitch that is loaded and saved again has the same card.
 
 Limits: intervals are over documents for the fitted maps. They do not hold the spread over refits.
+They take one product d_source × d_source × d_target per group and direction, 12 s on one core for
+eight groups of 2,048 dimensions.
 """
 
 from collections.abc import Mapping, Sequence

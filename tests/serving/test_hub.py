@@ -14,7 +14,7 @@ import yaml
 from huggingface_hub import snapshot_download
 
 import lrt_lens as lrt
-from lrt_lens._hub import downloaded_file
+from lrt_lens._hub import downloaded_file, is_hub_id
 from lrt_lens.adapters.concepts import ConceptMap
 from lrt_lens.adapters.probes import LinearProbe
 from lrt_lens.adapters.vectors import SteeringVector
@@ -99,8 +99,13 @@ def test_a_probe_loads_by_its_hub_id_and_branch(hub: Hub, probe: LinearProbe) ->
 
 def test_a_concept_map_comes_back(hub: Hub, pair: Any, passages: list[str], tmp_path: Path) -> None:
     contrast = lrt.ContrastSet(passages[:24:2], passages[1:24:2], name="odd")
-    hooks = {"source_hook": "blocks.0.hook_resid_post", "target_hook": "blocks.1.hook_resid_post"}
-    concepts = ConceptMap.fit(pair, contrast, method="ridge", **hooks)
+    concepts = ConceptMap.fit(
+        pair,
+        contrast,
+        source_hook="blocks.0.hook_resid_post",
+        target_hook="blocks.1.hook_resid_post",
+        method="ridge",
+    )
     concepts.push_to_hub("user/concepts")
     loaded = ConceptMap.load(downloaded_file("user/concepts", "concept_map.safetensors", "map"))
     assert torch.equal(loaded.layers[0].map.weight, concepts.layers[0].map.weight)
@@ -242,6 +247,15 @@ def test_a_repository_that_is_not_there_is_one_error(hub: Hub) -> None:
     for load in (Stitch.from_pretrained, LinearProbe.load):
         with pytest.raises(FileFormatError, match=r"at 'user/nothing': it is neither a local"):
             load("user/nothing")
+
+
+def test_paths_are_not_taken_for_hub_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert is_hub_id("user/name")
+    for path in ("name", "a/b/c", "/a/b", "./a/b", "runs/probe.safetensors", "a/b.gguf", "a/"):
+        assert not is_hub_id(path), path
+    (tmp_path / "user" / "name").mkdir(parents=True)
+    assert not is_hub_id("user/name"), "a folder of that name takes precedence"
 
 
 def test_other_objects_and_options_are_refused_by_name(hub: Hub, vector: SteeringVector) -> None:

@@ -51,7 +51,7 @@ def make(pair: Any, **metadata: Any) -> Any:
     with torch.no_grad():
         for parameter in sae.parameters():
             parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
-        sae.b_enc -= 1.0
+        sae.b_enc.sub_(1.0)
     sae.cfg.metadata = SAEMetadata(**known | metadata)
     return sae.eval()
 
@@ -284,7 +284,8 @@ def test_what_cannot_be_exported_is_refused_by_name(
     sae = make(pair)
     with pytest.raises(TypeError, match="a dict is no SAE of SAELens"):
         export_sae({}, tmp_path)
-    for options in ({"to": "neuronpedia"}, {"model": pair.target}):
+    incomplete: list[dict[str, Any]] = [{"to": "neuronpedia"}, {"model": pair.target}]
+    for options in incomplete:
         with pytest.raises(ValueError, match="documents are read for the dashboards"):
             export_sae(sae, tmp_path, documents=corpus, **options)
     with pytest.raises(HookPointError, match="files sources under the number of a block"):
