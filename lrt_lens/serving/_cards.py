@@ -212,8 +212,8 @@ def _vector(vector: SteeringVector) -> Sharing:
             "What it is": _list(facts),
             "How it is added": "`x ← x + scale · direction` at every token, except the first "
             f"{vector.skip_first} positions of a text and special tokens. Scale 1 adds the "
-            "direction as it is stored. An engine that adds it from position 0 needs another scale for the "
-            "same damage.",
+            "direction as it is stored. An engine that adds it from position 0 needs another scale "
+            "for the same damage.",
             "Evaluation": _NOT_EVALUATED.format(what="vector", function="evaluate_steering"),
             "Limits": _limits("vector"),
             "Load it": _loading("SteeringVector", VECTOR_FILE, repository),
