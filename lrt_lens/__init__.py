@@ -66,6 +66,13 @@ provide(
         "SteeringVector.load": "lrt_lens.serving:import_vector",
         "SteeringVector.export": "lrt_lens.serving:export_vectors",
         "SteeringVector.bake": "lrt_lens.serving:bake_vector",
+        "SteeringVector.push_to_hub": "lrt_lens.serving:push_to_hub",
+        "Stitch.push_to_hub": "lrt_lens.serving:push_to_hub",
+        "ConceptMap.push_to_hub": "lrt_lens.serving:push_to_hub",
+        "LinearProbe.export": "lrt_lens.serving:export_probe",
+        "LinearProbe.load": "lrt_lens.serving:load_probe",
+        "LinearProbe.push_to_hub": "lrt_lens.serving:push_to_hub",
+        "LinearProbe.to_sklearn": "lrt_lens.serving:probe_to_sklearn",
     }
 )
 

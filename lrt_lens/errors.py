@@ -14,6 +14,7 @@ Limits: an argument out of its range is a plain ValueError.
 __all__ = [
     "FileFormatError",
     "HookPointError",
+    "HubError",
     "MismatchError",
     "NonFiniteError",
     "OtherThreadError",
@@ -27,6 +28,10 @@ class HookPointError(ValueError):
 
 class MismatchError(ValueError):
     """Models, tokenizers, bases, hook points or shards differ that must be the same."""
+
+
+class HubError(ValueError):
+    """The hub refuses an upload, or cannot be reached."""
 
 
 class FileFormatError(ValueError):

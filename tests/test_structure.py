@@ -32,6 +32,7 @@ ORDER = (
     "_files",
     "_folders",
     "_hub",
+    "_model_card",
     "_stored_fields",
     "_tensor_files",
     "statistics",
@@ -93,6 +94,9 @@ LATE_METHODS = {
     "stitching/_stitch_data.py": "Stitch.transfer",
     "adapters/vectors/_serving_methods.py": "SteeringVector.export",
     "adapters/vectors/_steering_vector.py": "SteeringVector.load",
+    "stitching/_stitch.py": "Stitch.push_to_hub",
+    "adapters/probes/_linear_probe.py": "LinearProbe.export",
+    "adapters/concepts/_concept_map.py": "ConceptMap.push_to_hub",
 }
 """Methods whose function lives in a higher package (`lrt_lens/_late.py`), by file."""
 PRIVATE_FOLDERS = {

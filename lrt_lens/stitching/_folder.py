@@ -5,7 +5,7 @@ another, and a full disk must not destroy the stitch that is replaced. Mechanism
 is written beside the old one and exchanged with it; the configuration has the checksums of the
 tensors' files, and these have the hash of the configuration. Nothing is pickled.
 
-    save_stitch(stitch, Path("my-stitch"))
+    save_stitch(stitch, Path("my-stitch"), stitch_card(stitch))
     load_stitch("my-stitch")                      # or the id of a hub repository
 
 Limits: maps, statistics and held-out sums are stored in float32. The model card is not checked.
@@ -15,7 +15,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, NotRequired
@@ -27,7 +26,6 @@ from typing_extensions import TypedDict
 from lrt_lens._files import write_atomically
 from lrt_lens._folders import write_folder
 from lrt_lens._hub import downloaded
-from lrt_lens._messages import printable
 from lrt_lens._stored_fields import (
     as_damage,
     json_checksum,
@@ -44,7 +42,6 @@ from lrt_lens._tensor_files import (
 )
 from lrt_lens.errors import FileFormatError
 from lrt_lens.models._belonging import refuse_impossible_hook
-from lrt_lens.models._identity import ModelIdentity
 from lrt_lens.moments._provenance import stored_provenance
 from lrt_lens.moments._scatter import DenseSecondMoment, Scatter
 from lrt_lens.stitching._affine import AffineMap, MapPair, StreamStatistics
@@ -91,8 +88,8 @@ class StitchConfig(TypedDict):
     """Header checksum of each file of tensors; earlier stitches have none."""
 
 
-def save_stitch(stitch: StitchData, folder: Path) -> None:
-    """Write a stitch folder as a whole; see `lrt_lens._folders.write_folder`.
+def save_stitch(stitch: StitchData, folder: Path, card: str) -> None:
+    """Write a stitch folder as a whole, with its model card; see `lrt_lens._folders.write_folder`.
 
     Raises:
         OSError: the disk is full, or the folder cannot be written to; an earlier stitch is still
@@ -125,7 +122,7 @@ def save_stitch(stitch: StitchData, folder: Path) -> None:
             written = mapped_tensors(staging / name, STITCH_SCHEMA)
             checksums[name] = written.metadata["header_checksum"]
         texts = {
-            "README.md": stitch_card(stitch),
+            "README.md": card,
             CONFIG_NAME: json.dumps(config | {"files": checksums}, indent=1),
         }
         for name, text in texts.items():
@@ -347,59 +344,3 @@ def _scatter(prefix: str, tensors: dict[str, Tensor]) -> Scatter:
         DenseSecondMoment(of("xx")),
         DenseSecondMoment(of("yy")),
     )
-
-
-def stitch_card(stitch: StitchData) -> str:
-    """Return the model card: models and hook points, scores, and how to load the stitch."""
-
-    def about(model: ModelIdentity | None) -> str:
-        return (
-            "unknown"
-            if model is None
-            else f"{_code(model.name)} (revision {_code(model.revision)}, d_model {model.d_model}, "
-            f"{model.basis} basis)"
-        )
-
-    scores = "\n".join(
-        f"| {key} | {_code(str(value)) if isinstance(value, str | None) else f'{value:.4g}'} |"
-        for key, value in stitch.scores.items()
-    )
-    versions = ", ".join(
-        f"{name} {number}" for name, number in asdict(stitch.provenance)["versions"].items()
-    )
-    provenance = stitch.provenance
-    text = (
-        f"{provenance.n_documents} documents, corpus {provenance.corpus or 'unknown'}, "
-        f"windows of {provenance.context_length} tokens"
-    )
-    return f"""---
-library_name: lrt-lens
-tags: [model-stitching, interpretability, steering]
----
-# Stitch {_code(stitch.source_hook)} → {_code(stitch.target_hook)}
-
-Affine maps between the residual streams of two language models, fitted with lrt-lens.
-
-- source: {about(stitch.source)} at {_code(stitch.source_hook)}
-- target: {about(stitch.target)} at {_code(stitch.target_hook)}
-- text: {text}
-- paired: {stitch.provenance.alignment}
-- made with: {versions or "unknown"}
-
-| score | value |
-| --- | --- |
-{scores}
-
-```python
-import lrt_lens as lrt
-
-stitch = lrt.Stitch.from_pretrained("this-folder-or-repository")
-transferred = stitch.transfer(steering_vector)
-```
-"""
-
-
-def _code(name: str) -> str:
-    """Return a name as Markdown that shows it as it is, also in a cell of a table."""
-    shown = printable(name).replace("`", "'").replace("|", "/")
-    return f"`{shown}`"

@@ -30,6 +30,7 @@ from huggingface_hub import ModelHubMixin
 from torch import Tensor
 
 from lrt_lens._files import make_folder
+from lrt_lens._late import implementation
 from lrt_lens._repr_html import card, facts, note, table
 from lrt_lens.data._blocks import WindowCutter
 from lrt_lens.data._windows import BlockPlan, Window
@@ -38,9 +39,13 @@ from lrt_lens.models._belonging import refuse_other_models
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.moments._scatter import r2_of
+from lrt_lens.stitching._card import stitch_card
 from lrt_lens.stitching._fidelity import Fidelity, fidelity
 from lrt_lens.stitching._folder import load_stitch, save_stitch
 from lrt_lens.stitching._stitch_data import StitchData, transfer_artefact
+
+_OF_UPLOADS = ("create_pr", "allow_patterns", "ignore_patterns", "delete_patterns")
+"""Arguments of `ModelHubMixin.push_to_hub` that it gives to the upload as they are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,8 +190,25 @@ class Stitch(StitchData, ModelHubMixin):
         """
         return super().save_pretrained(make_folder(Path(save_directory)), **options)
 
+    def push_to_hub(self, repo_id: str, *, branch: str | None = None, **options: Any) -> str:
+        """Upload the stitch with its model card to the hub and return the address of the commit.
+
+        Args:
+            repo_id: id of the repository, ``owner/name``; it is created if it does not exist.
+            branch: another name of ``revision=``, as in `ModelHubMixin.push_to_hub`.
+            **options: options of `lrt_lens.serving.push_to_hub` (``license=``, ``evaluation=``,
+                ``private=``, …) and of `ModelHubMixin.push_to_hub`.
+        """
+        # A stitch writes its own configuration and card.
+        for name in ("config", "model_card_kwargs"):
+            options.pop(name, None)
+        upload = dict(options.pop("upload", None) or {})
+        upload |= {name: options.pop(name) for name in _OF_UPLOADS if name in options}
+        options = {"revision": branch, "upload": upload} | options
+        return implementation("Stitch.push_to_hub")(self, repo_id, **options)
+
     def _save_pretrained(self, save_directory: Path) -> None:
-        save_stitch(self, save_directory)
+        save_stitch(self, save_directory, stitch_card(self))
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **hub: Any) -> "Stitch":

@@ -113,6 +113,13 @@ def probe_of_maxima(folder: Path) -> Stored:
     return Stored((path,), lambda: LinearProbe.load(path))
 
 
+def exported_probe(folder: Path) -> Stored:
+    made = LinearProbe(torch.ones(D_SOURCE, 1), torch.zeros(1), ("a", "b"), HOOKS[0], SOURCE)
+    made.export(folder)
+    files = (folder / "probe.json", folder / "probe.safetensors")
+    return Stored(files, lambda: LinearProbe.load(folder))
+
+
 def concept_map(folder: Path) -> Stored:
     layer = ConceptLayer(affine(), 9, 5, 3.5, 0.1, 0.5, 0.4, False, {"mood": 0.7}, 3.0)
     made = ConceptMap((layer, layer), SOURCE, TARGET, ("mood",), ("ab",), frozenset({"k"}))
@@ -242,6 +249,7 @@ FORMATS: dict[str, Callable[[Path], Stored]] = {
     "vector": vector,
     "probe": probe,
     "probe of maxima": probe_of_maxima,
+    "exported probe": exported_probe,
     "concept map": concept_map,
     "code map": code_map,
     "moments": moment_file,

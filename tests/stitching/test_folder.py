@@ -16,7 +16,8 @@ from lrt_lens._tensor_files import read_tensor_file, write_tensors
 from lrt_lens.errors import FileFormatError
 from lrt_lens.moments import CrossMoments, Provenance
 from lrt_lens.moments._layout import MOMENTS_SCHEMA
-from lrt_lens.stitching import Stitch, _folder
+from lrt_lens.stitching import Stitch, _folder, score_intervals
+from lrt_lens.stitching._card import held_out_table, stitch_card
 from lrt_lens.stitching._folder import STITCH_SCHEMA
 from tests.faults.formats import SOURCE
 
@@ -250,9 +251,9 @@ def test_the_card_names_models_hooks_scores_and_the_way_to_load_it(
         owned_stitch.source_hook,
         owned_stitch.target_hook,
         pair.source.name,
-        "| r2_null |",
+        "shuffled pairs: x with the y of another token (null)",
         "from_pretrained",
-        "library_name: lrt-lens",
+        "library_name: lrt_lens",
     ):
         assert part in card
 
@@ -355,6 +356,37 @@ def test_an_interrupted_write_over_an_older_stitch_leaves_the_older_one(
 
 def test_names_with_markup_are_shown_as_they_are(stitch: Stitch, tmp_path: Path) -> None:
     named = replace(SOURCE, name="a`|b\n# c \x1b[31m<img src=x>")
-    card = _folder.stitch_card(replace(stitch, provenance=replace(stitch.provenance, source=named)))
-    assert "- source: `a'/b\\n# c \\x1b[31m<img src=x>` (revision" in card
+    card = stitch_card(replace(stitch, provenance=replace(stitch.provenance, source=named)))
+    assert "| source | `a'/b\\n# c \\x1b[31m<img src=x>` | " in card
     assert "\x1b" not in card
+
+
+def test_the_intervals_of_a_card_are_those_of_the_moments(
+    rows: Any, moments_of: Any, tmp_path: Path
+) -> None:
+    moments = moments_of(rows)
+    stitch = moments.fit().best()
+    table = held_out_table(stitch).set_index(["score", "direction"])
+    for direction, affine in (("up", stitch.up), ("down", stitch.down)):
+        ours = table.xs(direction, level="direction")
+        pair = (stitch.source_hook, stitch.target_hook)
+        theirs = score_intervals(affine, moments, pair, down=direction == "down")
+        theirs = theirs.set_index("score")
+        for name in ("r2", "r2_uniform"):
+            for column in ("value", "low", "high"):
+                assert ours.loc[name, column] == pytest.approx(
+                    theirs.loc[name, column], rel=1e-5
+                ), f"{name} {column} {direction}"
+
+
+def test_a_card_shows_whole_numbers_controls_and_gaps(owned_stitch: Stitch) -> None:
+    card = stitch_card(owned_stitch)
+    n = int(owned_stitch.scores["n_tokens"])
+    assert f"- tokens that fitted: {n:,}" in card
+    assert "e+0" not in card
+    for hook in (owned_stitch.source_hook, owned_stitch.target_hook):
+        assert f"| `{hook}` |" in card.split("## How it was fitted")[0]
+        assert hook not in card.split("## Measured")[1]
+    without = replace(owned_stitch, held_out=(), scores={}, null=None)
+    assert "This stitch has no held-out groups" in stitch_card(without)
+    assert "nan" not in stitch_card(without).lower()

@@ -36,6 +36,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from lrt_lens._late import implementation
 from lrt_lens._repr_html import card, note, table
 from lrt_lens._stored_fields import as_damage, json_object, stored_fields, stored_text, stored_value
 from lrt_lens._tensor_files import damaged, read_tensor_file, write_tensors
@@ -410,6 +411,13 @@ class ConceptMap:
         whole = json.dumps(json.loads(text) | {"layers": layers})
         metadata = {"schema_version": CONCEPT_MAP_SCHEMA, "concept_map": whole}
         return write_tensors(Path(path), tensors, metadata)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload the maps with a model card to the hub and return the address of the commit.
+
+        `lrt_lens.serving.push_to_hub` has the options: ``license=``, ``evaluation=``, ….
+        """
+        return implementation("ConceptMap.push_to_hub")(self, repo_id, **options)
 
     @classmethod
     def load(cls, path: str | Path) -> "ConceptMap":

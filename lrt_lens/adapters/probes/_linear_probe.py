@@ -22,7 +22,7 @@ refused by predictions, which need one row per text.
 import json
 import logging
 import math
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -32,28 +32,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lrt_lens._hub import is_hub_id
+from lrt_lens._late import implementation
 from lrt_lens._repr_html import card, facts
-from lrt_lens._settings import Settings, takes
 from lrt_lens._settings import resolve as resolve_settings
+from lrt_lens._settings import takes
 from lrt_lens._stored_fields import as_damage, json_object, stored_fields, stored_text, stored_value
 from lrt_lens._tensor_files import read_tensor_file, write_tensors
 from lrt_lens.adapters._earlier_files import in_current_form
-from lrt_lens.adapters.probes._labels import (
-    Label,
-    check_labels,
-    class_numbers,
-    classes_of,
-    group_numbers,
-)
-from lrt_lens.adapters.probes._logistic import (
-    N_FOLDS,
-    PENALTIES,
-    Logistic,
-    fit_logistic,
-    fit_towards,
-    log_probabilities,
-    probabilities,
-)
+from lrt_lens.adapters.probes._labels import Label, check_labels, class_numbers, group_numbers
+from lrt_lens.adapters.probes._logistic import log_probabilities, probabilities
+from lrt_lens.adapters.probes._probe_fits import METHODS, ProbeSettings, fit_rows
 from lrt_lens.adapters.probes._probe_rows import corpus_digest, read_rows, row_labels
 from lrt_lens.adapters.vectors._label_share import LabelShare
 from lrt_lens.errors import NonFiniteError
@@ -82,48 +71,6 @@ PROBE_SCHEMA = "lrt_lens.probe/1"
 """Schema version of a file; another one is refused."""
 _APART = ("weight", "bias", "before")
 """Fields that a file stores as tensors; all others are stored as JSON."""
-
-
-@dataclass(frozen=True)
-class LinearFits:
-    """Functions that fit one kind of linear classifier, with the signatures of logistic regression.
-
-    They return weight and bias as `Logistic`. Its probabilities are a sigmoid or softmax of the
-    logits, whatever was fitted.
-    """
-
-    fit: Callable[..., Logistic]
-    """Fit from labels alone, as `fit_logistic`."""
-    fit_towards: Callable[..., Logistic]
-    """Fit from few labels, shrunk to another classifier, as `fit_towards`."""
-
-
-METHODS = {"logistic_regression": LinearFits(fit_logistic, fit_towards)}
-"""Kinds of classifier by `LinearProbe.method`; `evaluate_probe` fits its arms with the probe's."""
-
-
-@dataclass(frozen=True)
-class ProbeSettings(Settings):
-    """Settings of `LinearProbe.fit`: classifier, mask, and rules for texts that do not fit it."""
-
-    penalties: tuple[float, ...] = PENALTIES
-    """Candidates for λ, chosen over stratified folds; a text stays in one fold."""
-    n_folds: int = N_FOLDS
-    """Number of these folds."""
-    skip_first: int = SKIP_FIRST
-    """Number of first positions that are masked."""
-    short_texts: ShortTexts = "drop"
-    """Rule for texts that the mask leaves nothing of: ``"drop"`` leaves them out and lists
-    them, ``"refuse"`` raises, ``"unmasked"`` reads them without the mask. The probe reads other
-    texts by the same rule."""
-    truncation: Truncation | None = None
-    """End that is cut off texts longer than the context, here and when the probe reads others."""
-    name: str = "probe"
-    """Name of the probe, such as the concept that it classifies."""
-    method: str = "logistic_regression"
-    """Kind of classifier, a key of ``METHODS``."""
-    seed: int = 0
-    """Seed of the folds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -468,13 +415,40 @@ class LinearProbe:
         metadata = {"schema_version": PROBE_SCHEMA, "probe": json.dumps(whole)}
         return write_tensors(Path(path), {k: t + 0.0 for k, t in tensors.items()}, metadata)
 
+    def export(self, path: str | Path, *, to: Literal["json", "scikit-learn"] = "json") -> Path:
+        """Write a folder of JSON and safetensors for other programs, with the rule of reading.
+
+        `lrt_lens.serving.export_probe` has the files and the errors; `load` reads the folder.
+        """
+        return implementation("LinearProbe.export")(self, path, to=to)
+
+    def to_sklearn(self) -> Any:
+        """Return a fitted `sklearn.linear_model.LogisticRegression` with these weights.
+
+        Its input are rows [row, d] as `rows` returns them; see `lrt_lens.serving.probe_to_sklearn`.
+        """
+        return implementation("LinearProbe.to_sklearn")(self)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload the probe with a model card to the hub and return the address of the commit.
+
+        `lrt_lens.serving.push_to_hub` has the options: ``license=``, ``evaluation=``, ….
+        """
+        return implementation("LinearProbe.push_to_hub")(self, repo_id, **options)
+
     @classmethod
-    def load(cls, path: str | Path) -> "LinearProbe":
-        """Probe from a file that `save` wrote.
+    def load(cls, path: str | Path, **hub: Any) -> "LinearProbe":
+        """Probe from a file that `save` wrote, a folder that `export` wrote, or a hub repository.
+
+        Args:
+            path: the file, the folder, or a hub id, ``owner/name``.
+            **hub: arguments of `huggingface_hub.hf_hub_download`, such as ``revision``.
 
         Raises:
-            FileFormatError: the file is no probe, or is damaged.
+            FileFormatError: there is no probe, or it is damaged.
         """
+        if Path(path).is_dir() or is_hub_id(path):
+            return implementation("LinearProbe.load")(path, **hub)
         file = read_tensor_file(Path(path), PROBE_SCHEMA)
         content = json_object(file.path, file.metadata.get("probe"), "'probe'")
         with as_damage(file.path):
@@ -567,23 +541,3 @@ def probe_through(
     weight, bias = probe.weight.double(), probe.bias.double()
     down_weight, down_bias = down.weight.to(weight), down.bias.to(weight)
     return replace(transferred, weight=down_weight @ weight, bias=bias + down_bias @ weight)
-
-
-# ------------------------------------------------------------------------------------------ fitting
-
-
-def fit_rows(
-    rows: Tensor,
-    labels: Sequence[Label],
-    *,
-    method: str = "logistic_regression",
-    groups: np.ndarray | None = None,
-    **options: Any,
-) -> tuple[Logistic, tuple[Label, ...]]:
-    """Return the classifier and the classes of rows with one label each.
-
-    ``method`` is a key of ``METHODS``; ``options`` are those of `fit_logistic`.
-    """
-    classes = classes_of(labels)
-    x, y = rows.cpu().double().numpy(), class_numbers(labels, classes)
-    return METHODS[method].fit(x, y, len(classes), groups=groups, **options), classes

@@ -43,8 +43,9 @@ import torch
 from torch import Tensor
 
 from lrt_lens.adapters.probes._labels import class_numbers
-from lrt_lens.adapters.probes._linear_probe import METHODS, LinearProbe, probe_through
+from lrt_lens.adapters.probes._linear_probe import LinearProbe, probe_through
 from lrt_lens.adapters.probes._logistic import Logistic, Scaling, log_probabilities
+from lrt_lens.adapters.probes._probe_fits import METHODS
 from lrt_lens.adapters.probes._probe_rows import read_rows
 from lrt_lens.adapters.probes._split import Labelled
 from lrt_lens.models._hook_points import EMBED

@@ -94,9 +94,13 @@ def refuse_foreign_sae(
 
 
 def model_identity_fields(model: ModelIdentity | None) -> dict[str, Any]:
-    """The metadata by which the functions of this module recognise ``model``; empty for None."""
+    """The metadata by which the functions of this module recognise ``model``.
+
+    For None it is only that no keyword is needed to load the model: SAELens passes the keywords on
+    without asking whether there are any.
+    """
     if model is None:
-        return {}
+        return {"model_from_pretrained_kwargs": {}}
     return {
         "model_hash": model.config_hash,
         "basis": model.basis,

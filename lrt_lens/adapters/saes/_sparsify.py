@@ -97,7 +97,9 @@ def _build(
     kind, settings = get_sae_class("abstopk" if cfg.get("signed") else "topk")
     d_in, d_sae = weights["W_enc"].shape
     dtype = weights["W_enc"].dtype
-    metadata = SAEMetadata(hook_name=hook, model_name=model_name, origin="sparsify")
+    # sparsify reads the models of transformers as they are.
+    known = {"hook_name": hook, "model_name": model_name, "model_from_pretrained_kwargs": {}}
+    metadata = SAEMetadata(**known, origin="sparsify")
     options: dict[str, Any] = {
         "k": int(cfg["k"]),
         "rescale_acts_by_decoder_norm": False,

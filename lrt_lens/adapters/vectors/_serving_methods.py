@@ -6,6 +6,7 @@ and know the formats of other programs. Mechanism: the methods call them by name
 
     vector.export("mood.gguf", "llama.cpp", damage=0.1, model=model, neutral=texts)
     vector.bake(model, "model-with-mood", scale=2.3)
+    vector.push_to_hub("user/mood")
 
 Limits: one vector; `lrt_lens.serving` has the functions for several at once.
 """
@@ -44,9 +45,22 @@ class ServingMethods:
         Args:
             model: the model that the vector belongs to; it is not changed.
             folder: folder of Hugging Face that is written.
-            **options: ``scale``, ``mode`` and ``form`` of `lrt_lens.serving.bake_vector`.
+            **options: ``scale``, ``mode``, ``form`` and ``dtype`` of
+                `lrt_lens.serving.bake_vector`.
 
         Raises:
             ValueError: the architecture has no place for the vector.
         """
         return implementation("SteeringVector.bake")(self, model, folder, **options)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload the vector with a model card to the hub, and return the address of the commit.
+
+        Args:
+            repo_id: repository, ``owner/name``; it is made if there is none.
+            **options: ``license``, ``evaluation`` and others of `lrt_lens.serving.push_to_hub`.
+
+        Raises:
+            HubError: the hub refuses the upload, or cannot be reached.
+        """
+        return implementation("SteeringVector.push_to_hub")(self, repo_id, **options)

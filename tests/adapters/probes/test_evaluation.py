@@ -16,9 +16,9 @@ from lrt_lens.adapters.probes import (
     evaluate_probe,
 )
 from lrt_lens.adapters.probes._evaluation import _tables
-from lrt_lens.adapters.probes._linear_probe import METHODS, LinearFits
 from lrt_lens.adapters.probes._logistic import stratified_folds
 from lrt_lens.adapters.probes._probe_arms import shuffled_draws
+from lrt_lens.adapters.probes._probe_fits import METHODS, LinearFits
 from lrt_lens.adapters.probes._split import Labelled, separate_texts, split_texts
 from lrt_lens.errors import MismatchError
 from lrt_lens.models import ModelPair
