@@ -73,7 +73,7 @@ class ReadingRules:
     read: Read
     """Token of a text that is read, or how its tokens are pooled."""
     short_texts: ShortTexts
-    """What happens to pairs with a text that the mask leaves nothing of."""
+    """Rule for texts that the mask leaves nothing of."""
     truncation: Truncation | None = None
     """End that is cut off texts longer than the context."""
     skip_first: int = SKIP_FIRST

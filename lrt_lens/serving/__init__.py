@@ -1,4 +1,4 @@
-"""What leaves the notebook: files for serving programs, baked models, certificates, uploads."""
+"""Everything that leaves the notebook: files for programs, baked models, checks, uploads."""
 
 import lazy_loader
 

@@ -35,6 +35,7 @@ from lrt_lens.adapters.concepts._concept_map import ConceptMap
 from lrt_lens.adapters.probes._linear_probe import LinearProbe
 from lrt_lens.adapters.vectors._label_share import LabelShare
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
+from lrt_lens.adapters.vectors._strength import Strength
 from lrt_lens.models._identity import ModelIdentity
 from lrt_lens.serving._probe_files import PROBE_FILE, reading_rule
 from lrt_lens.serving._reading_rule import stream_rule
@@ -205,13 +206,14 @@ def _vector(vector: SteeringVector) -> Sharing:
             "labels of this model": _labels(vector.labels),
             "state": f"{state.words}{f' ({state.note})' if state.note else ''}",
             "hidden_states index": shown(state.hidden_state),
+            "calibrated strength": _strength(vector.strength),
         }
         return {
             "": f"A steering vector for the residual stream of {_of(vector.model)}.",
             "Where it belongs": model_table({"model": (vector.model, vector.hook)}),
             "What it is": _list(facts),
             "How it is added": "`x ← x + scale · direction` at every token, except the first "
-            f"{vector.skip_first} positions of a text and special tokens. Scale 1 adds the "
+            f"{vector.skip_first} positions of a text. Scale 1 adds the "
             "direction as it is stored. An engine that adds it from position 0 needs another scale "
             "for the same damage.",
             "Evaluation": _NOT_EVALUATED.format(what="vector", function="evaluate_steering"),
@@ -226,6 +228,20 @@ def _vector(vector: SteeringVector) -> Sharing:
         sections,
         _head(("steering-vector", "activation-steering", "interpretability"), vector.model),
     )
+
+
+def _strength(strength: Strength | None) -> str:
+    """Return the calibrated scale with its damage and positions, in words."""
+    if strength is None:
+        return "none: the scale was not calibrated"
+    measure = "rise of the loss" if strength.unit == "loss" else "KL from the unsteered model"
+    damage = (
+        ""
+        if math.isnan(strength.damage)
+        else f", which costs {strength.damage:.3g} nats per token ({measure}) on"
+        f" {strength.n_texts} neutral texts"
+    )
+    return f"{code(strength.mode)} at scale {strength.scale:.4g}{damage}; steered: {strength.where}"
 
 
 @sharing_of.register

@@ -67,7 +67,7 @@ _DAMAGE_SHARE = 0.1
 
 @dataclass(frozen=True, eq=False)
 class ExportCheck:
-    """What an engine did with an exported file, compared with our hook."""
+    """Result of an engine with an exported file, compared with our hook."""
 
     engine: str
     """Name of the engine."""
@@ -81,7 +81,7 @@ class ExportCheck:
     """Smallest over prompts of the largest difference from our hook one block earlier; NaN if there
     is no such block."""
     difference_after: float
-    """The same one block later; NaN if there is no such block."""
+    """Smallest over prompts of the largest difference one block later; NaN if there is none."""
     unsteered: float
     """Largest difference of logits without a vector, which the engine cannot undercut."""
     effect: float
@@ -104,7 +104,7 @@ class ExportCheck:
 
     @property
     def problems(self) -> list[str]:
-        """What is wrong, in sentences; empty if the engine steers as our hook does."""
+        """Problems in sentences; empty if the engine steers as our hook does."""
         allowed = 2 * self.unsteered + TOLERANCE * self.largest_logit
         found = []
         if not self.difference <= allowed:

@@ -117,7 +117,7 @@ def write_record(path: Path, record: Any) -> None:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is exported: vectors of one model, at one strength."""
+    """Vectors of one model that are exported at one strength."""
 
     vectors: tuple[SteeringVector, ...]
     row: VectorFormat

@@ -38,7 +38,7 @@ from lrt_lens.serving.formats._torch_files import (
 
 @dataclass(frozen=True)
 class VectorFormat:
-    """What a format of vectors can express, and how a program reads it."""
+    """A format of vectors: what it can express, and how a program reads it."""
 
     name: str
     """Name of the format, for ``to=``."""
@@ -47,7 +47,7 @@ class VectorFormat:
     file: str
     """Layout of the file or folder, in words."""
     layer: str
-    """Where the direction behind block ``L`` is found in the file; ``{L}`` and ``{L1}`` (L + 1)
+    """Place of the direction behind block ``L`` in the file; ``{L}`` and ``{L1}`` (L + 1)
     stand for numbers."""
     positions: str
     """Positions that the program steers, in words."""
@@ -64,17 +64,17 @@ class VectorFormat:
     first_block: int = 0
     """First block behind which the program can act."""
     reaches_last_block: bool = True
-    """Whether the program can act behind the last block."""
+    """True if the program can act behind the last block."""
     several_blocks: bool = True
-    """Whether one file can hold directions behind several blocks."""
+    """True if one file can hold directions behind several blocks."""
     subspaces: bool = False
-    """Whether one block can have several directions, which are ablated together."""
+    """True if one block can have several directions, which are ablated together."""
     keeps_scale: bool = False
-    """Whether the file holds the scale beside the directions, instead of multiplied in."""
+    """True if the file holds the scale beside the directions, instead of multiplied in."""
     partial: bool = True
-    """Whether an ablation or a clamp of less than its full strength can be expressed."""
+    """True if an ablation or a clamp of less than its full strength can be expressed."""
     leaves_first: bool = False
-    """Whether the program can leave the first positions of a text as they are."""
+    """True if the program can leave the first positions of a text as they are."""
 
     def key(self, block: int) -> str:
         """Return where the direction behind a block is found in the file."""

@@ -27,6 +27,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from lrt_lens._hub import downloaded_file, is_hub_id
 from lrt_lens._stored_fields import as_damage, damage
 from lrt_lens.adapters.vectors._served_file import ServedFile
 from lrt_lens.adapters.vectors._steering_vector import VECTOR_SCHEMA, SteeringVector
@@ -42,20 +43,26 @@ from lrt_lens.serving.formats._gguf import is_glp
 from lrt_lens.serving.formats._script import TENSORS_NAME
 from lrt_lens.serving.formats._torch_files import below_base_model, direction_of, read_torch_file
 
+REPOSITORY_FILE = "vector.safetensors"
+"""Name of the file of a vector in a hub repository."""
 _NUMBERS = ("median_norm", "weight")
 """Fields of a vector that are NaN if unknown, for which JSON has null."""
 
 
 def import_vector(
-    path: str | Path, *, at: int | str | None = None, model: ModelLike = None
+    path: str | Path, *, at: int | str | None = None, model: ModelLike = None, **hub: Any
 ) -> SteeringVector:
-    """Return one vector of a file of this or of another program; see `SteeringVector.load`.
+    """Return one vector of a file of this or of another program, or of a hub repository.
+
+    The arguments are those of `SteeringVector.load`.
 
     Raises:
         FileFormatError: the file is of no known format, damaged, or says something unknown.
         MismatchError: the file is about other hook points or another model.
         ValueError: the file has several layers, or is a tensor alone, and ``at`` is missing.
     """
+    if is_hub_id(path):
+        path = downloaded_file(str(path), REPOSITORY_FILE, "steering vector", **hub)
     path, hooked = Path(path), None if model is None else load_model(model)
     vectors = _vectors(path, at, hooked)
     hook = None if at is None else _hook(at, hooked)

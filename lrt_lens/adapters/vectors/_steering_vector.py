@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lrt_lens._hub import is_hub_id
 from lrt_lens._late import implementation
 from lrt_lens._repr_html import card, facts
 from lrt_lens._stored_fields import as_damage, json_object, stored_fields, stored_text
@@ -519,19 +520,20 @@ class SteeringVector(ServingMethods):
 
     @classmethod
     def load(
-        cls, path: str | Path, *, at: int | str | None = None, model: ModelLike = None
+        cls, path: str | Path, *, at: int | str | None = None, model: ModelLike = None, **hub: Any
     ) -> "SteeringVector":
-        """Return the vector in a file that `save` wrote, or that another program wrote.
+        """Return the vector in a file of `save` or of another program, or in a hub repository.
 
         The formats of other programs are those of `lrt_lens.serving.FORMATS`; see
         `lrt_lens.serving.import_vector`. No code of a file is run.
 
         Args:
-            path: the file or folder.
+            path: the file or folder, or a hub id.
             at: hook point, or the number of a block for the stream after it; chooses a layer of a
                 file of several, and is needed for a tensor alone.
             model: the model that the vector belongs to; its widths, blocks and weights are compared
                 with what the file says.
+            **hub: ``revision``, ``token``, … of `huggingface_hub.hf_hub_download`.
 
         Raises:
             FileFormatError: the file is of no known format, damaged, or says something that is
@@ -539,8 +541,8 @@ class SteeringVector(ServingMethods):
             MismatchError: the file is about another hook point or model.
         """
         path = Path(path)
-        if at is not None or model is not None or is_served(path):
-            return implementation("SteeringVector.load")(path, at=at, model=model)
+        if at is not None or model is not None or is_served(path) or is_hub_id(path):
+            return implementation("SteeringVector.load")(path, at=at, model=model, **hub)
         file = read_tensor_file(path, VECTOR_SCHEMA)
         content = json_object(file.path, file.metadata.get("vector"), "'vector'")
         fields = cls._stored_fields(path, content)

@@ -1,4 +1,4 @@
-"""Where a transferred vector came from: the source, the hook points and the map.
+"""The origin of a transferred vector: its source, hook points and map.
 
 Problem: a vector in a file says that it was transferred, and not by what. Mechanism: a stitch is
 described by a few facts, which the vector keeps.

@@ -1,4 +1,4 @@
-"""What a certificate needs of an engine: logits of token ids, with and without an exported file.
+"""The protocol of an engine: logits of token ids, with and without an exported file.
 
     class Engine:
         name, version = "llama.cpp", "b11549"

@@ -26,7 +26,7 @@ import numpy as np
 from lrt_lens.errors import FileFormatError
 
 _FLASH, _TYPE_K, _TYPE_V = (52, -1, 0), (104, 1, 0), (108, 1, 0)
-"""(offset, default, wanted) in the parameters of a context: flash attention off, float32 cache."""
+"""Offset, default and wanted value of parameters: no flash attention, a cache in float32."""
 _LOAD = "_Z26common_control_vector_loadRKSt6vectorI31common_control_vector_load_infoSaIS0_EE"
 """``common_control_vector_load``, by which llama-cli and llama-server read files."""
 _EXTRA = "pip install 'lrt-lens[llama-cpp]'"

@@ -1,4 +1,4 @@
-"""What a file of steering vectors says, whatever program wrote it, in the terms of this package.
+"""Content of a file of steering vectors of any program, in the terms of this package.
 
 Problem: programs store the same intervention under other names, with other numbers of layers and
 with or without the scale in the numbers. Mechanism: every reader returns a `ServedVectors`, every
@@ -39,7 +39,7 @@ class ServedVectors:
     blocks: str = ""
     """Name of the list of blocks in the model of Hugging Face; empty if it is not known."""
     record: Mapping[str, Any] = field(default_factory=dict)
-    """What we wrote about the vectors; empty for a file of another program."""
+    """Facts that we wrote about the vectors; empty for a file of another program."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """Values of the format that none of the fields above holds, which are written again."""
 
