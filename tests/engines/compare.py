@@ -73,12 +73,17 @@ def compared(
     if not max(at_block) <= TOLERANCE:
         faults.append(f"differs by {max(at_block):.2g} at block {case['block']}")
     for name, differences in others.items():
-        for position in range(first, len(at_block)):
-            if not differences[position] >= FACTOR * max(at_block[position], TOLERANCE / FACTOR):
-                faults.append(
-                    f"position {position}: only {differences[position]:.2g} from {name},"
-                    f" {at_block[position]:.2g} from ours"
-                )
+        near = [
+            position
+            for position in range(first, len(at_block))
+            if not differences[position] >= FACTOR * max(at_block[position], TOLERANCE / FACTOR)
+        ]
+        if near:
+            nearest = min(differences[position] for position in near)
+            faults.append(
+                f"{len(near)} of {len(at_block) - first} positions are not {FACTOR:g} times"
+                f" farther from {name} than from ours; the nearest differs by {nearest:.2g}"
+            )
     untouched = by_position(engine, rows_of(ours, "plain"))[:first]
     if untouched and not max(untouched) <= TOLERANCE:
         faults.append(f"changes the first {first} positions by {max(untouched):.2g}")
