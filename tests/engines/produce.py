@@ -12,6 +12,7 @@ Limits: the baked model folder is a stand-in, a Llama whose MLPs have biases.
 
 import hashlib
 import json
+import shutil
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -162,6 +163,7 @@ def bake(model_folder: Path, case: Case, folder: Path) -> Path:
 def main(out: Path) -> None:
     """Write task.json, the exported files and the expected numbers into ``out``."""
     torch.set_num_threads(1)
+    shutil.rmtree(out / "exports", ignore_errors=True)
     pair = lrt.demo_pair(dtype="float32")
     model, model_folder = pair.target, lrt.DEMO_FOLDER / "large"
     cases, sae = cases_of(pair)
