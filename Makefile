@@ -24,9 +24,13 @@ TL4_TESTS ?= tests/models tests/adapters tests/exploration tests/demo \
 VENV     := .venv
 BIN      := $(VENV)/bin
 VENV_TL4 := .venv-tl4
+VENV_VLLM    := .venv-vllm
+VENV_ENGINES := .venv-engines
 STAMP    := $(VENV)/.installed
 STAMP_TL4 := $(VENV_TL4)/.installed-$(TL4)
 STAMP_DOCS := $(VENV)/.installed-docs
+STAMP_VLLM := $(VENV_VLLM)/.installed
+STAMP_ENGINES := $(VENV_ENGINES)/.installed
 DOCS_OUT := build/docs
 
 SHELL := /bin/sh
@@ -34,8 +38,8 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help install demo test test-slow test-tl4 lint types bench figures wheel-check docs \
-	docs-check clean distclean
+.PHONY: help install demo test test-slow test-tl4 engines-check lint types bench figures \
+	wheel-check docs docs-check clean distclean
 
 # Some containers set it; each process would then compile transformers anew, for five seconds.
 unexport PYTHONDONTWRITEBYTECODE
@@ -45,7 +49,7 @@ PYTEST_ENV := HF_HUB_OFFLINE=$(HF_HUB_OFFLINE) OMP_NUM_THREADS=$(THREADS) \
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## create .venv with the package (editable) and the needs of tests and examples
 
@@ -86,6 +90,44 @@ $(STAMP_TL4): $(STAMP)
 	    > "$$site/lrt_lens_main_venv.pth"
 	@$(VENV_TL4)/bin/python -c 'import importlib.metadata as m; v = m.version("transformer-lens"); \
 	    print("transformer-lens", v); assert v == "$(TL4)"'
+	@touch $@
+
+# Exported vectors in the programs that serve them, none of which the package needs. Readings that
+# are up to date are kept, so an interrupted run goes on where it was. Each script runs without
+# PYTHONPATH, because lrt_lens must not take part.
+ENGINES_OUT := engines-check
+ENGINES     ?= transformers steering_vectors lm_eval repeng sae_bench vllm vllm_baked vllm_lens
+engines-check: $(STAMP) $(STAMP_ENGINES) $(STAMP_VLLM) ## exported vectors in vLLM, repeng, lm-eval, …
+	$(PYTEST_ENV) TQDM_DISABLE=1 $(BIN)/python -W ignore tests/engines/produce.py $(ENGINES_OUT)
+	@unset PYTHONPATH; for engine in $(ENGINES); do \
+	    python=$(VENV_ENGINES)/bin/python; set --; \
+	    case "$$engine" in \
+	    vllm*) python=$(VENV_VLLM)/bin/python;; \
+	    repeng) set -- PYTHONPATH=$(VENV_ENGINES)/numpy1;; \
+	    esac; \
+	    echo "==== $$engine"; \
+	    env $(PYTEST_ENV) TQDM_DISABLE=1 "$$@" "$$python" -W ignore "tests/engines/check_$$engine.py" \
+	        $(ENGINES_OUT) || echo "error: $$engine did not run" >&2; done
+	$(PYTEST_ENV) TQDM_DISABLE=1 $(BIN)/python -W ignore tests/engines/compare.py $(ENGINES_OUT)
+
+# Its own packages, and those of .venv without lrt_lens: the file that makes .venv's install of
+# lrt_lens editable is read only in .venv itself.
+$(STAMP_ENGINES): tests/engines/requirements-engines.txt $(STAMP)
+	rm -rf $(VENV_ENGINES)
+	$(BIN)/python -m venv --without-pip $(VENV_ENGINES)
+	site=$$($(VENV_ENGINES)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+	$(PIP_INSTALL) --no-compile --no-deps --target "$$site" -r $<; \
+	$(PIP_INSTALL) --no-compile --no-deps --target $(VENV_ENGINES)/numpy1 'numpy==1.26.4'; \
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	    > "$$site/lrt_lens_main_venv.pth"
+	@touch $@
+
+$(STAMP_VLLM): tests/engines/requirements-vllm.txt
+	test -x $(VENV_VLLM)/bin/python || '$(PYTHON)' -m venv $(VENV_VLLM)
+	$(VENV_VLLM)/bin/python -m pip install -qq --disable-pip-version-check --no-compile \
+	    torch==2.13.0
+	$(VENV_VLLM)/bin/python -m pip install -qq --disable-pip-version-check --no-compile --no-deps \
+	    --ignore-requires-python -r $<
 	@touch $@
 
 lint: $(STAMP) ## run ruff (rules and format) and the check of docstrings
@@ -187,8 +229,8 @@ wheel-check: $(STAMP) ## build, install in a fresh environment, run the demo the
 	cd "$$root"; echo 'wheel-check: the installed wheel ran its demo outside the repository'
 
 clean: ## remove the output of all targets; the environments stay
-	rm -rf build dist demo-report docs/reference .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist demo-report $(ENGINES_OUT) docs/reference .pytest_cache .ruff_cache .hypothesis
 	find . -path './.venv*' -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean ## remove the output of all targets, and the environments
-	rm -rf $(VENV) $(VENV_TL4)
+	rm -rf $(VENV) $(VENV_TL4) $(VENV_VLLM) $(VENV_ENGINES)
