@@ -46,6 +46,7 @@ extensions = [
     "sphinx_design",
     "reference",
     "performance",
+    "vector_formats",
     "citation",
     "gallery",
     "plotly_figures",

@@ -85,7 +85,7 @@ HEAVY = {
 """Packages that may be imported inside a function, because they take long or are optional."""
 LATE_IMPORTS = {
     f"cli/{name}.py"
-    for name in ("__init__", "_fit", "_merge", "_outputs", "_pair_command", "_survey")
+    for name in ("__init__", "_export", "_fit", "_merge", "_outputs", "_pair_command", "_survey")
 }
 """Files that import our own modules inside functions: the command line must start without torch."""
 LATE_METHODS = {

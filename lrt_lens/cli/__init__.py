@@ -1,4 +1,4 @@
-"""The command line: ``lrt-lens demo``, ``survey``, ``fit`` and ``merge``.
+"""The command line: ``lrt-lens demo``, ``survey``, ``fit``, ``merge`` and ``export``.
 
 Built by tyro from the dataclasses of this folder, whose fields are arguments of the Python
 functions. torch is imported only when a command runs, so ``--help`` answers at once.
@@ -22,6 +22,7 @@ from lrt_lens._terminal import (
     print_table,
     say,
 )
+from lrt_lens.cli._export import Export
 from lrt_lens.cli._fit import Fit
 from lrt_lens.cli._merge import Merge
 from lrt_lens.cli._pair_command import PairCommand
@@ -115,7 +116,7 @@ def main(arguments: list[str] | None = None) -> None:
         handler.setFormatter(PlainFormatter("%(levelname)s %(name)s: %(message)s"))
     # Set before transformers is imported: its progress bars would interrupt ours, and fill a log.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    commands = {"demo": Demo, "survey": SurveyPairs, "fit": Fit, "merge": Merge}
+    commands = {"demo": Demo, "survey": SurveyPairs, "fit": Fit, "merge": Merge, "export": Export}
     command: Any = None
     interrupts = Interrupts()
     try:

@@ -16,6 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pandas as pd
+
+from lrt_lens._repr_html import card, table
 from lrt_lens.adapters.vectors._steering_hook import Mode
 from lrt_lens.serving.formats._content import ServedVectors
 from lrt_lens.serving.formats._gguf import read_control_vector, write_control_vector, write_glp
@@ -52,7 +55,7 @@ class VectorFormat:
     positions: str
     """Positions that the program steers, in words."""
     loading: str
-    """How the program is told to use the file; ``{path}`` and ``{scale}`` stand for values."""
+    """How the program is told to use the file; ``{path}`` stands for its path."""
     write: Callable[[ServedVectors, Path], None] = field(repr=False)
     """Writes the file or folder."""
     read: Callable[[Path], ServedVectors] = field(repr=False)
@@ -75,6 +78,10 @@ class VectorFormat:
     """True if an ablation or a clamp of less than its full strength can be expressed."""
     leaves_first: bool = False
     """True if the program can leave the first positions of a text as they are."""
+
+    def use(self, path: Path | str) -> str:
+        """Return how the program is told to use a file."""
+        return self.loading.format(path=path)
 
     def key(self, block: int) -> str:
         """Return where the direction behind a block is found in the file."""
@@ -203,7 +210,26 @@ _ROWS = (
         leaves_first=True,
     ),
 )
-FORMATS: dict[str, VectorFormat] = {row.name: row for row in _ROWS}
+
+
+class FormatTable(dict[str, VectorFormat]):
+    """Formats of vectors by name, for ``to=`` of an export.
+
+    A notebook shows program, place of the direction, operations and positions of each.
+    """
+
+    def __repr__(self) -> str:
+        return f"FormatTable({', '.join(self)})"
+
+    def _repr_html_(self) -> str:
+        columns = ("program", "file", "layer", "modes", "positions")
+        rows = {name: [getattr(row, key) for key in columns] for name, row in self.items()}
+        shown = pd.DataFrame.from_dict(rows, orient="index", columns=list(columns))
+        shown["modes"] = shown["modes"].map(", ".join)
+        return card("Formats of vectors", table(shown.reset_index(names="to")))
+
+
+FORMATS = FormatTable((row.name, row) for row in _ROWS)
 """Every format, by its name."""
 
 

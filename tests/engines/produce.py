@@ -7,7 +7,7 @@ block, at the one before it and at the one after it, all in float32.
 
     python tests/engines/produce.py engines-check
 
-Limits: the baked model folder is a stand-in, a Llama whose MLPs have biases.
+Limits: the bundled model alone, which is a Llama.
 """
 
 import hashlib
@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _exported import exported
+from _exported import baked, exported
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, LlamaConfig
 
 import lrt_lens as lrt
 
@@ -143,23 +142,6 @@ def log_probabilities(model: Any, rows: list[list[int]]) -> list[float]:
     return [-float(model.token_losses([row]).double().sum()) for row in rows]
 
 
-def bake(model_folder: Path, case: Case, folder: Path) -> Path:
-    """Return a model folder whose block adds the vector by the bias of its MLP's last layer."""
-    plain = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
-    settings = {**plain.config.to_dict(), "mlp_bias": True, "dtype": "float32"}
-    baked = AutoModelForCausalLM.from_config(LlamaConfig(**settings), dtype=torch.float32)
-    state = plain.state_dict()
-    biases = {name for name in baked.state_dict() if name.endswith("_proj.bias")}
-    state |= {name: torch.zeros_like(baked.state_dict()[name]) for name in biases}
-    bias = f"model.layers.{case.block}.mlp.down_proj.bias"
-    state[bias] = case.scale * case.vector.direction.float()
-    baked.load_state_dict(state)
-    baked.save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (folder / name).write_bytes((model_folder / name).read_bytes())
-    return folder
-
-
 def main(out: Path) -> None:
     """Write task.json, the exported files and the expected numbers into ``out``."""
     torch.set_num_threads(1)
@@ -177,7 +159,7 @@ def main(out: Path) -> None:
             folder = out / "exports" / case.name / engine
             folder.mkdir(parents=True, exist_ok=True)
             if engine == "vllm-baked":
-                path = bake(model_folder, case, folder)
+                path = baked(case.vector, model, folder / "model", case.scale)
             else:
                 # Plain vLLM loads what plain transformers loads.
                 to = "transformers" if engine == "vllm" else engine

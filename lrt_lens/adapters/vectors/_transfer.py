@@ -88,5 +88,5 @@ def route_of(stitch: StitchData, through: AffineMap | None = None) -> TransferRo
         target_hook=stitch.target_hook,
         solver=str(stitch.scores.get("solver") or ""),
         n_tokens=None if n_tokens is None or n_tokens != n_tokens else int(n_tokens),
-        maps=(through or stitch.up).digest,
+        map_hash=(through or stitch.up).digest,
     )

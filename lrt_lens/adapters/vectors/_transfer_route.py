@@ -27,5 +27,5 @@ class TransferRoute:
     """Solver that fitted the maps, as scores name it; empty if unknown."""
     n_tokens: int | None
     """Number of tokens on which the maps were fitted; None if unknown."""
-    maps: str
+    map_hash: str
     """Hash of the map from the source to the target, in hexadecimal."""

@@ -1,0 +1,88 @@
+r"""The command ``lrt-lens export``: a steering vector as a file of a program that serves.
+
+    lrt-lens export mood.safetensors mood.gguf --to llama.cpp --scale 2.3
+    lrt-lens export mood.safetensors mood.gguf --to llama.cpp --model org/large --damage 0.1 \
+        --neutral texts.txt --check
+
+Limits: one vector; `lrt_lens.serving.export_vectors` writes several into one file.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from lrt_lens._terminal import say
+
+Format = Literal[
+    "llama.cpp",
+    "glp",
+    "repeng",
+    "vllm-lens",
+    "lm-eval",
+    "steering-vectors",
+    "aisteer360",
+    "neuronpedia",
+    "transformers",
+]
+"""Names of `lrt_lens.serving.FORMATS`, which cannot be imported without torch."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a steering vector as a file of another program, with a record beside it."""
+
+    vector: tyro.conf.Positional[Path]
+    """File of a vector, of this or of another program."""
+    out: tyro.conf.Positional[Path]
+    """File, or folder for --to transformers, that is written."""
+    to: Format
+    """Format of the program."""
+    scale: float | None = None
+    """Multiple of the vector; by default its calibrated scale, else 1."""
+    damage: float | None = None
+    """Damage in nats per token on --neutral, for which the scale is calibrated."""
+    neutral: str | None = None
+    """File or folder of neutral texts, for --damage, and for the damage of --check."""
+    model: str | None = None
+    """Model of the vector, a hub id or local folder; needed for --damage and --check."""
+    at: str | None = None
+    """Hook point, or number of a block, of a file that has several or is a tensor alone."""
+    mode: Literal["add", "clamp", "ablate"] | None = None
+    """Change of the stream; by default that of the vector, else add."""
+    level: float | None = None
+    """Component along the vector that a clamp sets."""
+    check: bool = False
+    """Run the file in plain transformers, by the rule of the format, and compare with our hook."""
+
+    def run(self) -> None:
+        """Export the vector, check it if that was asked for, and say what was written."""
+        from lrt_lens.adapters.vectors._steering_vector import SteeringVector
+        from lrt_lens.data._documents import iterate_documents
+        from lrt_lens.models._hooked_model import load_model
+        from lrt_lens.serving._certificate import check_export
+        from lrt_lens.serving._export import export_vectors, record_path
+        from lrt_lens.serving._formats import FORMATS
+
+        if self.check and self.model is None:
+            raise ValueError("check needs model=...: the file is compared with our hook in it")
+        model = None if self.model is None else load_model(self.model)
+        neutral = None if self.neutral is None else list(iterate_documents(self.neutral))
+        at = int(self.at) if self.at is not None and self.at.lstrip("-").isdecimal() else self.at
+        path = export_vectors(
+            SteeringVector.load(self.vector, at=at, model=model),
+            self.out,
+            self.to,
+            scale=self.scale,
+            damage=self.damage,
+            neutral=neutral if self.damage is not None else None,
+            model=model,
+            mode=self.mode,
+            level=self.level,
+        )
+        row = FORMATS[self.to]
+        say(f"{path}: {row.program}\nsteered: {row.positions}\nuse: {row.use(path)}")
+        if model is not None and self.check:
+            say(repr(check_export(path, model, neutral=neutral)))
+        say(f"record: {record_path(path)}")
