@@ -485,3 +485,46 @@ def test_every_remedy_that_the_command_line_translates_is_in_a_message_of_the_pa
     ]
     missing = [remedy for remedy in _OPTIONS_BY_PYTHON if not any(remedy in text for text in texts)]
     assert not missing
+
+
+def test_export_writes_a_file_for_another_program_and_checks_it(
+    model_folder: Path, corpus: list[str], tmp_path: Path, capsys: Any
+) -> None:
+    import torch
+
+    import lrt_lens as lrt
+
+    model = lrt.HookedModel.load(model_folder)
+    direction = torch.randn(model.d_model, generator=torch.Generator().manual_seed(0))
+    vector = lrt.SteeringVector(direction, "blocks.1.hook_resid_post", model.identity)
+    path = str(vector.save(tmp_path / "vector.safetensors"))
+    (tmp_path / "neutral.txt").write_text("\n\n".join(corpus[:6]))
+    out = tmp_path / "vector.gguf"
+    options = ["--model", str(model_folder), "--neutral", str(tmp_path / "neutral.txt")]
+    main(["export", path, str(out), "--to", "llama.cpp", "--damage", "0.005", *options, "--check"])
+    printed = capsys.readouterr().out
+    assert f"llama-server -m model.gguf --control-vector {out}" in printed
+    assert "steers as our hook" in printed
+    record = json.loads((tmp_path / "vector.gguf.export.json").read_text())
+    assert record["strength"]["budget"] == 0.005
+    assert record["checks"][0]["passed"]
+    for arguments, match in (
+        (["--to", "neuronpedia", "--mode", "ablate"], "cannot express mode 'ablate'"),
+        (["--to", "llama.cpp", "--check"], "check needs model"),
+        (["--to", "llama.cpp", "--scale", "nan"], "expected a finite number"),
+        (["--to", "llama.cpp", "--damage", "0.1"], "model or neutral is missing"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(["export", path, str(tmp_path / "other"), *arguments])
+        assert ended.value.code == 1
+        assert match in capsys.readouterr().err
+    assert not (tmp_path / "other.gguf").exists()
+
+
+def test_the_formats_of_the_command_are_those_of_the_table() -> None:
+    from typing import get_args
+
+    from lrt_lens.cli._export import Format
+    from lrt_lens.serving import FORMATS
+
+    assert list(get_args(Format)) == list(FORMATS)

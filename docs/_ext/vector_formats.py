@@ -45,20 +45,14 @@ def what(row: VectorFormat) -> str:
 def formats_table() -> str:
     """Return a Markdown table with one row per format."""
     lines = [
-        "| `to=` | program | direction behind block 13 | operations | positions | used by |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| `to=` | program | direction behind block 13 | operations | positions |",
+        "| --- | --- | --- | --- | --- |",
     ]
     for row in FORMATS.values():
-        cells = [
-            f"`{row.name}`",
-            row.program,
-            f"`{row.key(13)}`",
-            what(row),
-            row.positions,
-            f"`{row.use('FILE')}`",
-        ]
+        cells = [f"`{row.name}`", row.program, f"`{row.key(13)}`", what(row), row.positions]
         lines.append("| " + " | ".join(cell(one) for one in cells) + " |")
-    return "\n".join(lines)
+    uses = [f"- `{row.name}`: `{row.use('FILE')}`" for row in FORMATS.values()]
+    return "\n".join([*lines, "", "How the programs are told to use a file:", "", *uses])
 
 
 def engines_table(results: dict[str, Any]) -> str:
