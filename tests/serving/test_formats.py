@@ -42,6 +42,14 @@ def test_control_vector(vector: SteeringVector, tmp_path: Path, to: str) -> None
     assert keys["general.architecture"] == "controlvector"
     assert keys["controlvector.model_hint"] == "llama"
     assert keys["controlvector.layer_count"] == 1
+    for key, value in {
+        "model": vector.model.name,
+        "revision": vector.model.revision,
+        "hook_points": vector.hook,
+        "method": vector.method,
+        "scale": "2.5",
+    }.items():
+        assert keys[f"lrt_lens.{key}"] == value
     record = json.loads(keys["lrt_lens.record"])
     assert record["strength"]["scale"] == SCALE
     assert record["vectors"][0]["hook"] == "blocks.2.hook_resid_post"

@@ -10,7 +10,7 @@ positions it steers. Mechanism: scale 1 is the mean gap of the contrast set in t
 vector was learnt, and everything that its use depends on is a field, in memory and in files.
 `lrt_lens.adapters.vectors._transfer` has the rules by which a stitch transfers it.
 
-Limits: one direction at one hook point; `Intervention` joins vectors at several hook points.
+Limits: one direction at one hook point; `Intervention` joins several.
 """
 
 import math
@@ -74,7 +74,8 @@ class SteeringVector(ServingMethods):
     """A direction in the residual stream of one model at one hook point."""
 
     direction: Direction
-    """Direction in the residual stream; scale 1 adds exactly this vector, [d_model]."""
+    """Direction in the residual stream; scale 1 adds exactly this vector, [d_model]. `apply` leaves
+    out the first ``skip_first`` positions: added everywhere, it is another intervention."""
     hook: str
     """Hook point at which the vector was learnt, or to which it was transferred."""
     model: ModelIdentity | None = None
@@ -112,8 +113,7 @@ class SteeringVector(ServingMethods):
     labels: LabelShare | None = None
     """Labelled pairs of this model that a transferred vector was combined with; None if none."""
     contrast_set: ContrastSet | None = field(default=None, repr=False)
-    """Texts from which it was learnt; None for a vector from a file, which stores only their
-    hash."""
+    """Texts from which it was learnt; None for a vector from a file, which has their hash only."""
 
     def __post_init__(self) -> None:
         if self.direction.ndim != 1:

@@ -16,7 +16,7 @@ import hashlib
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ from lrt_lens.serving.formats._content import ServedVectors
 
 ARCHITECTURE = "controlvector"
 """``general.architecture`` of files of control vectors."""
+_OURS = "lrt_lens."
+"""Start of our own keys."""
 _RECORD = "lrt_lens.record"
 """Key of our own record, as JSON."""
 _TENSOR = re.compile(r"direction\.(\d{1,9})(?:\.(\d{1,9}))?")
@@ -45,7 +47,7 @@ _SCALES = ("glp.dir_scales", "glp.layer_scales")
 """Keys of GLP for strengths of single directions or layers."""
 _ORTHONORMAL = 1e-3
 """Largest deviation from orthonormal rows that GLP's readers accept."""
-_OUR_KEYS = frozenset({"general.architecture", "controlvector.layer_count", _RECORD})
+_OUR_KEYS = frozenset({"general.architecture", "controlvector.layer_count"})
 """Keys that are written from the content, and not from the facts of an earlier file."""
 
 
@@ -116,7 +118,7 @@ def read_control_vector(path: Path) -> ServedVectors:
         key: value
         for key, value in keys.items()
         if key not in _OUR_KEYS
-        and not key.startswith("GGUF.")
+        and not key.startswith(("GGUF.", _OURS))
         and isinstance(value, str | int | float | bool)
     }
     return ServedVectors(
@@ -215,12 +217,34 @@ def _write(
         _put(writer, key, value)
     if served.record:
         writer.add_string(_RECORD, json.dumps(served.record))
+        for key, value in _facts(served.record).items():
+            writer.add_string(f"{_OURS}{key}", value)
     for name, direction in directions.items():
         writer.add_tensor(name, _array(direction))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def _facts(record: Mapping[str, Any]) -> dict[str, str]:
+    """Return the facts of a record that ``gguf-dump`` shows in one line each."""
+    model, strength = record.get("model") or {}, record.get("strength") or {}
+    first = (record.get("vectors") or [{}])[0]
+    route = first.get("route") or {}
+    hooks = [vector.get("hook", "") for vector in record.get("vectors", ())]
+    found = {
+        "model": model.get("name"),
+        "revision": model.get("revision"),
+        "hook_points": ", ".join(hooks),
+        "method": first.get("method"),
+        "stitch": route.get("map_hash"),
+        "contrast": first.get("contrast"),
+        "scale": strength.get("scale"),
+        "damage": strength.get("damage"),
+        "positions": record.get("positions"),
+    }
+    return {key: str(value) for key, value in found.items() if value not in (None, "")}
 
 
 def _put(writer: Any, key: str, value: Any) -> None:
