@@ -88,3 +88,27 @@ def test_the_comparison_quotes_the_measured_speed() -> None:
     [quoted] = re.findall(r"(\d+) times faster than Adam", page)
     [entry] = [one for one in measured() if one["name"] == "fit_speedup_over_adam"]
     assert float(quoted) == pytest.approx(entry["value"], rel=0.05)
+
+
+def test_the_engines_of_the_readme_are_those_that_were_measured() -> None:
+    path = ROOT / "docs" / "results" / "engines.json"
+    rows = json.loads(path.read_text(encoding="utf-8"))["steering"]
+    largest: dict[str, float] = {}
+    for row in rows:
+        largest[row["engine"]] = max(largest.get(row["engine"], 0.0), row["at_block"])
+    names = {
+        "vllm": "vLLM {}, forward hook",
+        "vllm-baked": "vLLM {}, baked model",
+        "vllm-lens": "vllm-lens {}",
+        "transformers": "transformers {}, exported script",
+        "repeng": "repeng {}",
+        "steering-vectors": "steering-vectors {}",
+        "lm-eval": "lm-eval {}",
+    }
+    assert names.keys() == largest.keys()
+    for engine, name in names.items():
+        version = next(iter(next(r for r in rows if r["engine"] == engine)["versions"].values()))
+        [line] = [x for x in README.splitlines() if x.startswith(f"| {name.format(version)} |")]
+        assert line.endswith(f"| {largest[engine]:.1e} |"), engine
+    apart = min(min(row["before"], row["after"]) for row in rows)
+    assert f"differ by {apart:.2f} at least".replace("0.", ".") in README
