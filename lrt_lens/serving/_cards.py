@@ -218,7 +218,7 @@ def _vector(vector: SteeringVector) -> Sharing:
             "for the same damage.",
             "Evaluation": _NOT_EVALUATED.format(what="vector", function="evaluate_steering"),
             "Limits": _limits("vector"),
-            "Load it": _loading("SteeringVector", VECTOR_FILE, repository),
+            "Load it": _loading("SteeringVector", repository),
         }
 
     return Sharing(
@@ -268,7 +268,7 @@ def _probe(probe: LinearProbe) -> Sharing:
             "What it reads": markdown_rows(["rule", "value"], rule),
             "Evaluation": _NOT_EVALUATED.format(what="probe", function="evaluate_probe"),
             "Limits": _limits("probe"),
-            "Load it": _loading("LinearProbe", PROBE_FILE, repository),
+            "Load it": _loading("LinearProbe", repository),
         }
 
     return Sharing(
@@ -320,7 +320,7 @@ def _concept_map(concepts: ConceptMap) -> Sharing:
             "texts' own mean. A map that interpolates predicts its own texts exactly, whatever "
             "they are, so that only vectors of other concepts test it.",
             "Limits": _limits("map"),
-            "Load it": _loading("ConceptMap", CONCEPT_MAP_FILE, repository),
+            "Load it": _loading_file("ConceptMap", CONCEPT_MAP_FILE, repository),
         }
 
     return Sharing(
@@ -432,7 +432,16 @@ def _limits(what: str) -> str:
     )
 
 
-def _loading(kind: str, file: str, repository: str) -> str:
+def _loading(kind: str, repository: str) -> str:
+    return f"""```python
+import lrt_lens as lrt
+
+artefact = lrt.{kind}.load("{repository or "owner/name"}")
+print(artefact)
+```"""
+
+
+def _loading_file(kind: str, file: str, repository: str) -> str:
     name = repository or "owner/name"
     return f"""```python
 import lrt_lens as lrt

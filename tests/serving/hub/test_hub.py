@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import lrt_lens as lrt
 from lrt_lens._hub import downloaded_file, is_hub_id
 from lrt_lens.adapters.concepts import ConceptMap
 from lrt_lens.adapters.probes import LinearProbe
-from lrt_lens.adapters.vectors import SteeringVector
+from lrt_lens.adapters.vectors import SteeringVector, Strength
 from lrt_lens.errors import FileFormatError, HubError
 from lrt_lens.serving import push_to_hub
 from lrt_lens.stitching import Stitch
@@ -80,11 +81,16 @@ def test_saving_with_push_to_hub_uploads(hub: Hub, owned_stitch: Stitch, tmp_pat
 
 
 def test_a_vector_comes_back_from_the_hub_bit_for_bit(hub: Hub, vector: SteeringVector) -> None:
-    push_to_hub(vector, "user/mood")
+    calibrated = replace(vector, strength=Strength(1.5, 0.1, 0.1, skip_first=4, n_texts=3))
+    calibrated.push_to_hub("user/mood")
     path = downloaded_file("user/mood", "vector.safetensors", "steering vector")
-    loaded = SteeringVector.load(path)
-    assert torch.equal(loaded.direction, vector.direction)
-    assert loaded.model == vector.model
+    for loaded in (SteeringVector.load(path), SteeringVector.load("user/mood")):
+        assert torch.equal(loaded.direction, vector.direction)
+        assert loaded.model == vector.model
+        assert loaded.strength == calibrated.strength
+    card = hub.files("user/mood")["README.md"].decode()
+    assert "at scale 1.5, which costs 0.1 nats per token" in card
+    assert "all positions, without the first 4" in card
     assert sorted(hub.files("user/mood")) == ["README.md", "vector.safetensors"]
 
 
