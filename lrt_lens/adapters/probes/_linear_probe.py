@@ -57,7 +57,7 @@ from lrt_lens.models._text_reader import SKIP_FIRST
 from lrt_lens.statistics._classification import share_interval
 from lrt_lens.statistics._recentring import ScoreChange
 from lrt_lens.statistics._thresholds import best_threshold_accuracy, threshold_flag
-from lrt_lens.stitching._affine import AffineMap
+from lrt_lens.stitching._affine import AffineMap, MapPair
 from lrt_lens.stitching._stitch_data import StitchData, transfer_artefact
 
 logger = logging.getLogger(__name__)
@@ -481,7 +481,7 @@ def transfer_probe(
     probe: LinearProbe,
     stitch: StitchData,
     *,
-    through: AffineMap | None = None,
+    through: AffineMap | MapPair | None = None,
     recentre: object = None,
 ) -> LinearProbe:
     """Probe transferred to the stitch's target: ``w' = W_down w``, ``c' = c + b_down·w``.
@@ -491,8 +491,8 @@ def transfer_probe(
     Args:
         probe: a probe fitted at the stitch's source hook point.
         stitch: the stitch.
-        through: another map from the target's to the source's hook point, for controls, such as
-            the map of shuffled pairs.
+        through: another map from the target's to the source's hook point, or a pair of maps such
+            as ``stitch.null``, of which the map down is used; for controls.
         recentre: `Recentring` of both models and unlabelled texts, on which the threshold is set;
             None leaves the threshold as the map gives it.
 
@@ -505,6 +505,7 @@ def transfer_probe(
     Source: Stitching (arXiv 2506.06609), §4.
     """
     stitch.refuse_foreign(probe.origin)
+    through = through.down if isinstance(through, MapPair) else through
     if through is not None:
         stitch.refuse_other_map("through=", through, down=True)
     if not (recentre is None or isinstance(recentre, Recentres)):

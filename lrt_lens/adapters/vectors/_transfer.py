@@ -18,7 +18,7 @@ from typing import Any, Literal
 from lrt_lens.adapters.vectors._mapped_length import resized
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.adapters.vectors._transfer_route import TransferRoute
-from lrt_lens.stitching._affine import AffineMap
+from lrt_lens.stitching._affine import AffineMap, MapPair
 from lrt_lens.stitching._stitch_data import StitchData, transfer_artefact
 
 
@@ -40,14 +40,15 @@ def transfer_vector(
             v W + b.
         norm: ``"match"`` keeps the number of standard deviations along the direction; ``"mapped"``
             keeps the length of the mapped vector; ``"unit"`` gives length 1.
-        through: another `AffineMap` between the same hook points (a map of shuffled pairs, a
-            refit), for controls.
+        through: another `AffineMap` between the same hook points, or a pair of maps such as
+            ``stitch.null``, of which the map up is used; for controls.
 
     Raises:
         MismatchError: a vector or a map of another hook point, model or width.
         ValueError: an unknown rule, or a map that sends the vector to zero.
     """
     stitch.refuse_foreign(vector.origin)
+    through = through.up if isinstance(through, MapPair) else through
     if through is not None:
         stitch.refuse_other_map("through=", through)
     if bias not in ("none", "add") or norm not in ("match", "mapped", "unit"):

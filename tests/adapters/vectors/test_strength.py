@@ -181,3 +181,5 @@ def test_a_transferred_vector_names_its_stitch(pair: Any, corpus: list[str]) -> 
     assert moved.strength is None, "a scale was calibrated on the source"
     control = stitch.transfer(vector, through=stitch.null.up)
     assert control.route.map_hash != moved.route.map_hash
+    both_ways = stitch.transfer(vector, through=stitch.null)
+    assert torch.equal(both_ways.direction, control.direction)
