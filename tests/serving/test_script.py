@@ -1,15 +1,20 @@
 """The script for plain transformers steers as our hook does, however the model is called."""
 
+import contextlib
+import json
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from lrt_lens._tensor_files import write_tensors
 from lrt_lens.adapters.vectors import Intervention, SteeringVector
-from lrt_lens.serving import export_vectors
+from lrt_lens.errors import FileFormatError, MismatchError
+from lrt_lens.serving import check_export, export_vectors
+from lrt_lens.serving.formats._script import SCRIPT_SCHEMA, ScriptFields, read_script, script
 from tests.serving.vectors import make_vector
 
 IDS = torch.tensor([[11, 5, 9, 30, 41, 17, 8, 60, 3, 22]])
@@ -107,3 +112,35 @@ def test_an_architecture_whose_blocks_return_tuples(load: Any, tmp_path: Path) -
         vectors = [make_vector(model, 1)]
         theirs, ours = both(model, vectors, tmp_path, lambda hf: logits(hf, input_ids=IDS))
         torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "field", ["name", "blocks", "skip_first", "mode", "scale", "level", "quotes in blocks"]
+)
+def test_values_of_a_file_cannot_become_code(
+    model: Any, vector: SteeringVector, tmp_path: Path, field: str
+) -> None:
+    """A folder of somebody else, with values that would end a line or the docstring."""
+    evil = f'""";open("{tmp_path}/ran","w").close();"""'
+    folder = vector.export(tmp_path / "steering", "transformers")
+    served = read_script(folder)
+    identity = dict(served.record["model"], name=evil)
+    changed = {
+        "name": {"record": dict(served.record, model=identity)},
+        "blocks": {"blocks": evil},
+        "skip_first": {"skip_first": f"0\nopen({str(tmp_path / 'ran')!r}, 'w')"},
+        "mode": {"mode": evil},
+        "scale": {"scale": evil},
+        "level": {"level": evil, "mode": "clamp"},
+        "quotes in blocks": {"blocks": "model'layers"},
+    }[field]
+    tensors = {str(block): rows[0] for block, rows in served.layers.items()}
+    content = {key: getattr(served, key) for key in ScriptFields.__annotations__} | changed
+    metadata = {"schema_version": SCRIPT_SCHEMA, "served": json.dumps(content)}
+    write_tensors(folder / "directions.safetensors", tensors, metadata)
+    forged = SimpleNamespace(**{**vars(served), **changed})
+    with contextlib.suppress(Exception):
+        (folder / "steer.py").write_text(script(forged))  # type: ignore[arg-type]
+    with contextlib.suppress(FileFormatError, MismatchError):
+        check_export(folder, model)
+    assert not (tmp_path / "ran").exists()

@@ -12,16 +12,25 @@ Limits: attention masks of four axes are not read; the positions are then column
 """
 
 import json
+import re
 from pathlib import Path
+from typing import Any
+
+from typing_extensions import TypedDict
 
 from lrt_lens._folders import write_folder
-from lrt_lens._stored_fields import json_object
+from lrt_lens._stored_fields import json_object, stored_fields
 from lrt_lens._tensor_files import read_tensor_file, write_tensors
+from lrt_lens.adapters.vectors._steering_hook import Mode
 from lrt_lens.errors import FileFormatError
 from lrt_lens.serving.formats._content import ServedVectors
 
 SCRIPT_NAME, TENSORS_NAME, RECORD_NAME = "steer.py", "directions.safetensors", "export.json"
 """Names of the files in the folder."""
+_NAME = re.compile(r"[\w./@+ -]{1,200}")
+"""Names of models that are written into the script."""
+_BLOCKS = re.compile(r"[\w.]{0,200}")
+"""Names of lists of blocks."""
 SCRIPT_SCHEMA = "lrt_lens.served/1"
 """Schema of the file of tensors."""
 _CHANGES = {
@@ -85,6 +94,18 @@ def steer(model, scale=SCALE):
 '''
 
 
+class ScriptFields(TypedDict):
+    """Fields of a `ServedVectors` in the metadata of the file of tensors."""
+
+    mode: Mode
+    scale: float
+    level: float | None
+    skip_first: int
+    model_type: str
+    blocks: str
+    record: dict[str, Any]
+
+
 def script(served: ServedVectors) -> str:
     """Return the text of ``steer.py``."""
     skips = served.skip_first > 0
@@ -100,7 +121,7 @@ def script(served: ServedVectors) -> str:
     first = f", except the first {served.skip_first} positions of a text" if skips else ""
     return _TEMPLATE.format(
         tensors=TENSORS_NAME,
-        name=served.record.get("model", {}).get("name") or "the model",
+        name=_name(served),
         where=first or ", at all positions",
         blocks=served.blocks or "model.layers",
         scale=float(served.scale),
@@ -109,6 +130,13 @@ def script(served: ServedVectors) -> str:
         assignment=assignment,
         vector="direction" if is_added else "direction / direction.norm()",
     )
+
+
+def _name(served: ServedVectors) -> str:
+    """Return the name of the model for the text of the script, if it is an ordinary one."""
+    name = str((served.record.get("model") or {}).get("name", ""))
+    # The text is run by whoever trusts it, so that nothing of a file may end its docstring.
+    return name if _NAME.fullmatch(name) else "the model"
 
 
 def write_script(served: ServedVectors, folder: Path) -> None:
@@ -142,10 +170,17 @@ def read_script(folder: Path) -> ServedVectors:
     """
     file = read_tensor_file(folder / TENSORS_NAME, SCRIPT_SCHEMA)
     content = json_object(file.path, file.metadata.get("served"), "'served'")
+    # Types are checked, because values become text of the script.
+    known = stored_fields(file.path, ScriptFields, content)
+    if not _BLOCKS.fullmatch(known["blocks"]) or known["skip_first"] < 0:
+        raise FileFormatError(
+            f"{str(file.path)!r} names the blocks {known['blocks'][:80]!r} and leaves out"
+            f" {known['skip_first']} positions; expected a name such as 'model.layers', and 0 or"
+            " more: export again"
+        )
     tensors = file.checked(dict.fromkeys(file.tensors, "d_model"))
     if not tensors or not all(name.isdecimal() for name in tensors):
         raise FileFormatError(
             f"{str(file.path)!r} has the tensors {sorted(tensors)[:5]}; expected numbers of blocks"
         )
-    known = {key: content[key] for key in content if key in ServedVectors.__dataclass_fields__}
     return ServedVectors({int(name): row[None] for name, row in tensors.items()}, **known)
