@@ -67,6 +67,8 @@ class Export:
 
         if self.check and self.model is None:
             raise ValueError("check needs model=...: the file is compared with our hook in it")
+        if self.neutral is not None and self.damage is None and not self.check:
+            raise ValueError("neutral is given without damage or check, which measure a damage")
         model = None if self.model is None else load_model(self.model)
         neutral = None if self.neutral is None else list(iterate_documents(self.neutral))
         at = int(self.at) if self.at is not None and self.at.lstrip("-").isdecimal() else self.at
@@ -83,6 +85,9 @@ class Export:
         )
         row = FORMATS[self.to]
         say(f"{path}: {row.program}\nsteered: {row.positions}\nuse: {row.use(path)}")
-        if model is not None and self.check:
-            say(repr(check_export(path, model, neutral=neutral)))
         say(f"record: {record_path(path)}")
+        if model is not None and self.check:
+            found = check_export(path, model, neutral=neutral)
+            say(repr(found))
+            if not found.passed:
+                raise ValueError(f"{path} does not steer as the hook: {'; '.join(found.problems)}")

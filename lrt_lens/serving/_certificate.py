@@ -14,9 +14,11 @@ neutral text is measured in the engine and compared with the budget.
 The result is added to the record beside the file.
 
 Limits: an engine that rounds (a quantised model) agrees no better than its unsteered logits do;
-the certificate shows both differences.
+the certificate shows both differences. Whole texts are scored: what an engine does while it decodes
+new text with a cache is not seen (`make engines-check` decodes).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,14 +30,14 @@ import torch
 
 from lrt_lens._repr_html import card, facts, note, table
 from lrt_lens._stored_fields import read_json_file
-from lrt_lens.adapters.vectors._neutral_text import Neutral, NeutralText
+from lrt_lens.adapters.vectors._neutral_text import Neutral, NeutralText, Unit
 from lrt_lens.adapters.vectors._steering_hook import SteeringHook, adding, setting
 from lrt_lens.errors import MismatchError
 from lrt_lens.models._hook_points import residual_post
 from lrt_lens.models._hooked_model import HookedModel, load_model
 from lrt_lens.models._loading import ModelLike
 from lrt_lens.models._ownership import entering
-from lrt_lens.serving._export import EXPORT_SCHEMA, record_path, write_record
+from lrt_lens.serving._export import EXPORT_SCHEMA, file_hash, record_path, write_record
 from lrt_lens.serving._formats import FORMATS
 from lrt_lens.serving._import import format_of, import_vectors, record_beside
 from lrt_lens.serving.engines._engine import ServingEngine
@@ -54,9 +56,15 @@ PROMPTS = (
     "The main reason why people learn another language is that they",
 )
 """Prompts on which logits are compared by default."""
+FEWEST_PROMPTS = 8
+"""Smallest number of prompts of a certificate."""
 TOLERANCE = 1e-3
 """Largest difference of logits beyond that of the unsteered ones, as a share of the largest
 logit."""
+_EFFECT_SHARE = 0.01
+"""The same as a share of the smallest effect of the vector."""
+_HALF_STEPS = 2.0
+"""Steps of half precision by which equal interventions differ, written in another order."""
 _APART = 10.0
 """Factor by which the difference one block away must exceed that at the block itself."""
 _ROUNDING = 1e-6
@@ -97,23 +105,51 @@ class ExportCheck:
     damage_of_hook: float
     """Damage under our hook at the same positions, in nats per token; NaN if none was given."""
     budget: float
-    """Damage that the scale was calibrated for, in nats per token; NaN if it was not."""
+    """Damage that is expected, in nats per token: the budget, or what was measured if the budget
+    was not met; NaN if the scale was not calibrated, or on other texts."""
+    n_prompts: int
+    """Number of prompts with a token that is steered."""
+    n_neutral: int
+    """Number of neutral texts on which damage was measured."""
+    precision: float
+    """Distance from 1 to the next number in the precision of our model."""
     table: pd.DataFrame = field(repr=False)
     """One row per prompt: n_tokens, difference, before, after, unsteered, effect, first_position
     and expected_position."""
 
     @property
+    def allowed(self) -> float:
+        """Largest difference of logits from our hook that passes.
+
+        Twice that of the unsteered logits, and on top a thousandth of the largest logit, but at
+        most a hundredth of the smallest effect; in half precision what its rounding explains.
+        """
+        rounding = _HALF_STEPS * self.precision * self.largest_logit
+        share = min(TOLERANCE * self.largest_logit, _EFFECT_SHARE * self.effect)
+        return 2 * self.unsteered + max(share, rounding if self.precision > 1e-4 else 0.0)
+
+    @property
     def problems(self) -> list[str]:
         """Problems in sentences; empty if the engine steers as our hook does."""
-        allowed = 2 * self.unsteered + TOLERANCE * self.largest_logit
+        allowed = self.allowed
         found = []
+        if self.n_prompts < FEWEST_PROMPTS:
+            found.append(
+                f"{self.n_prompts} prompts have a token that is steered; expected at least"
+                f" {FEWEST_PROMPTS}: give more or longer prompts"
+            )
+        if not self.effect > 2 * allowed:
+            found.append(
+                f"the vector changes our logits by {self.effect:.2g} only, and {allowed:.2g} is"
+                " allowed: give a larger scale, or longer prompts"
+            )
         if not self.difference <= allowed:
             found.append(
                 f"logits differ from our hook by {self.difference:.2g}; expected at most"
                 f" {allowed:.2g}"
             )
         for name, apart in (("before", self.difference_before), ("after", self.difference_after)):
-            if apart < _APART * self.difference:
+            if apart <= _APART * self.difference or apart <= allowed:
                 found.append(
                     f"our hook one block {name} differs by {apart:.2g} only, and that at the block"
                     f" by {self.difference:.2g}: the prompts do not tell the blocks apart"
@@ -124,7 +160,8 @@ class ExportCheck:
                 f" {self.expected_position}"
             )
         expected = self.damage_of_hook if np.isnan(self.budget) else self.budget
-        if abs(self.damage - expected) > _DAMAGE_SHARE * abs(expected):
+        is_measured = self.n_neutral > 0
+        if is_measured and not abs(self.damage - expected) <= _DAMAGE_SHARE * abs(expected):
             found.append(
                 f"the damage is {self.damage:.3g} nats per token; expected {expected:.3g} within"
                 f" {_DAMAGE_SHARE:.0%}"
@@ -161,8 +198,11 @@ class ExportCheck:
     def record(self) -> dict[str, Any]:
         """Return all numbers as values of JSON, for the record beside the file."""
         values = {key: value for key, value in vars(self).items() if key != "table"}
-        plain = {key: None if value != value else value for key, value in values.items()}
-        return plain | {"n_prompts": len(self.table), "passed": self.passed}
+        plain = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in values.items()
+        }
+        return plain | {"passed": self.passed}
 
 
 def check_export(
@@ -201,22 +241,26 @@ def check_export(
         raise ValueError(f"prompts is {prompts!r}; expected a list of texts, of at least one")
     runner = engine if engine is not None else RuleEngine(hooked)
     rows = hooked.encode(list(PROMPTS if prompts is None else prompts))
-    expected = vectors[0].skip_first if FORMATS[name].leaves_first else 0
-    ours = _Hooks(hooked, served, expected)
+    ours = _Hooks(hooked, served, served.skip_first)
     logits = _Logits.measure(runner, path, ours, rows)
     strength = vectors[0].strength
-    damages = (float("nan"), float("nan"))
-    if neutral is not None:
-        damages = _damages(runner, path, ours, neutral)
-    is_same = strength is not None and strength.skip_first == expected
-    budget = strength.budget if strength is not None and is_same else float("nan")
+    texts = None if neutral is None else ours.texts(neutral)
+    damages, budget = (float("nan"), float("nan")), float("nan")
+    if texts is not None:
+        unit: Unit = "loss" if strength is None else strength.unit
+        damages = _damages(runner, path, ours, texts, unit)
+        # A damage holds for its positions and its texts.
+        if strength is not None and strength.texts == texts.digest:
+            budget = strength.budget if strength.meets_budget else strength.damage
     check = ExportCheck(
         engine=runner.name,
         version=runner.version,
         format=name,
         damage=damages[0],
         damage_of_hook=damages[1],
-        budget=budget if neutral is not None else float("nan"),
+        budget=budget,
+        n_neutral=0 if texts is None else len(texts.n_tokens),
+        precision=torch.finfo(ours.precision).eps,
         **logits.summary(),
     )
     _add_to_record(path, name, check)
@@ -228,6 +272,16 @@ class _Hooks:
 
     def __init__(self, model: HookedModel, served: ServedVectors, skip_first: int) -> None:
         self.model, self.served, self.skip_first = model, served, skip_first
+
+    @property
+    def precision(self) -> torch.dtype:
+        """Precision in which the model runs."""
+        return next(self.model.engine.model.parameters()).dtype
+
+    def texts(self, neutral: Neutral) -> NeutralText:
+        """Return neutral texts, prepared at the first block of the file."""
+        hook = residual_post(min(self.served.layers))
+        return NeutralText(self.model, neutral, hook, skip_first=self.skip_first)
 
     def logits(self, rows: Sequence[Sequence[int]], shift: int | None) -> list[np.ndarray] | None:
         """Return logits by row under the hook, ``shift`` blocks from where the file acts.
@@ -289,11 +343,8 @@ class _Logits:
         plain, steered = engine.logits(rows, None), engine.logits(rows, path)
         own = ours.logits(rows, None) or []
         at, before, after = (ours.logits(rows, shift) for shift in (0, -1, 1))
-        if plain[0].shape != own[0].shape:
-            raise MismatchError(
-                f"{engine.name} has logits {plain[0].shape} of the first prompt, and"
-                f" {ours.model.name!r} has {own[0].shape}; give an engine that runs this model"
-            )
+        _refuse_other_shapes(engine, plain, own)
+        _refuse_other_shapes(engine, steered, own)
         largest = max(float(np.abs(one).max()) for one in own)
         found = []
         for i, row in enumerate(rows):
@@ -315,17 +366,36 @@ class _Logits:
     def summary(self) -> dict[str, Any]:
         """Return the fields of an `ExportCheck` that come from logits."""
         columns = {key: np.array([row[key] for row in self.rows]) for key in self.rows[0]}
+        # A prompt that ends before the first steered position says nothing.
+        told = {key: values[columns["expected_position"] >= 0] for key, values in columns.items()}
+        if not len(told["effect"]):
+            told = columns
         return {
             "difference": float(columns["difference"].max()),
-            "difference_before": float(columns["before"].min()),
-            "difference_after": float(columns["after"].min()),
+            "difference_before": float(told["before"].min()),
+            "difference_after": float(told["after"].min()),
             "unsteered": float(columns["unsteered"].max()),
-            "effect": float(columns["effect"].min()),
+            "effect": float(told["effect"].min()),
+            "n_prompts": int((columns["expected_position"] >= 0).sum()),
             "largest_logit": self.largest,
             "first_position": _first(columns["first_position"]),
             "expected_position": _first(columns["expected_position"]),
             "table": pd.DataFrame(columns),
         }
+
+
+def _refuse_other_shapes(
+    engine: ServingEngine, theirs: Sequence[np.ndarray], own: Sequence[np.ndarray]
+) -> None:
+    """Raise `MismatchError` unless an engine gives logits for every token of every row."""
+    shapes = [[tuple(one.shape) for one in logits] for logits in (theirs, own)]
+    if shapes[0] != shapes[1]:
+        first = next((pair for pair in zip(*shapes, strict=False) if pair[0] != pair[1]), shapes)
+        raise MismatchError(
+            f"{engine.name} gives logits for {len(theirs)} rows, of shape {first[0]}; expected"
+            f" {len(own)} rows, and {first[1]}: give an engine that runs this model and returns"
+            " logits [position, vocabulary] for each row"
+        )
 
 
 def _first_changed(one: np.ndarray, other: np.ndarray, largest: float) -> int:
@@ -345,16 +415,26 @@ def _distance(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def _damages(
-    engine: ServingEngine, path: Path, ours: _Hooks, neutral: Neutral
+    engine: ServingEngine, path: Path, ours: _Hooks, texts: NeutralText, unit: Unit
 ) -> tuple[float, float]:
     """Return the damage in an engine and under our hook, in nats per token."""
-    hooks = ours.hooks()
-    first, *later = sorted((hooks or {}).items())
-    texts = NeutralText(ours.model, neutral, first[0], skip_first=ours.skip_first)
+    first, *later = sorted((ours.hooks() or {}).items())
     rows, starts = texts.counted_rows()
-    losses = [_loss(engine.logits(rows, where), rows, starts) for where in (path, None)]
-    in_engine = (losses[0] - losses[1]) / float(texts.n_tokens.sum())
-    return in_engine, texts.damage(first[1], dict(later))
+    plain, steered = engine.logits(rows, None), engine.logits(rows, path)
+    if unit == "loss":
+        total = _loss(steered, rows, starts) - _loss(plain, rows, starts)
+    else:
+        total = sum(
+            _divergence(one[start:-1], other[start:-1])
+            for one, other, start in zip(plain, steered, starts, strict=True)
+        )
+    return total / float(texts.n_tokens.sum()), texts.cost(unit, first[1], dict(later))
+
+
+def _divergence(plain: np.ndarray, steered: np.ndarray) -> float:
+    """Return KL(plain ‖ steered) in nats, summed over positions."""
+    log_p, log_q = (torch.from_numpy(one).double().log_softmax(-1) for one in (plain, steered))
+    return float((log_p.exp() * (log_p - log_q)).sum())
 
 
 def _loss(
@@ -373,8 +453,12 @@ def _add_to_record(path: Path, name: str, check: ExportCheck) -> None:
     """Add a check to the record beside the file; a file of another program gets one."""
     beside = record_path(path)
     record: dict[str, Any] = {"schema_version": EXPORT_SCHEMA, "format": name, "checks": []}
+    if path.is_file():
+        record["sha256"] = file_hash(path)
     if beside.is_file():
-        record = read_json_file(beside, EXPORT_SCHEMA)
+        # One of another content is replaced.
+        known = read_json_file(beside, EXPORT_SCHEMA)
+        record = known if known.get("sha256") == record.get("sha256") else record
     others = [
         one
         for one in record.get("checks", [])

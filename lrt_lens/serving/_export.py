@@ -12,8 +12,11 @@ positions, so a scale for them is calibrated by their rule. A record beside the 
 Limits: the record says what was written; `lrt_lens.check_export` measures what the program does.
 """
 
+import hashlib
 import json
 import logging
+import math
+import numbers
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -84,11 +87,15 @@ def export_vectors(
         OSError: the file cannot be written.
     """
     row, listed = format_named(to), _listed(vectors)
+    if neutral is not None and damage is None:
+        raise ValueError("neutral is given without damage; the texts measure a damage: give both")
     hooked = None if model is None else load_model(model)
     plan = _Plan.of(listed, row, hooked, scale=scale, damage=damage, mode=mode, level=level)
+    target = _target(Path(path), row)
+    # Before a calibration, which takes long.
+    refuse_inexpressible(row, plan.served(), plan.n_layers)
     if damage is not None:
         plan = plan.calibrated(hooked, neutral, damage)
-    target = _target(Path(path), row)
     served = plan.served()
     refuse_inexpressible(row, served, plan.n_layers)
     make_folder(target.parent)
@@ -96,7 +103,7 @@ def export_vectors(
         row.write(served, target)
     else:
         write_atomically(target, lambda temporary: row.write(served, temporary))
-        write_record(target, served.record)
+        write_record(target, {**served.record, "sha256": file_hash(target)})
     if plan.own is not None and damage is None:
         # The damage of the file is not the one that the vectors remember.
         logger.warning("%s", plan.note)
@@ -109,9 +116,14 @@ def record_path(path: Path) -> Path:
     return path / RECORD_NAME if is_folder else path.with_name(path.name + RECORD_SUFFIX)
 
 
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal, which ties a record to it."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def write_record(path: Path, record: Any) -> None:
     """Write the record of an exported file or folder."""
-    text = json.dumps(record, indent=1)
+    text = json.dumps(record, indent=1, allow_nan=False)
     write_atomically(record_path(path), lambda temporary: temporary.write_text(text, "utf-8"))
 
 
@@ -156,18 +168,15 @@ class _Plan:
             )
         first = vectors[0].strength
         mode = mode or (first.mode if first is not None else "add")
-        if level is None and first is not None and mode == "clamp":
-            level = first.level
-        if mode == "clamp" and level is None:
-            raise ValueError(
-                "mode 'clamp' needs level=...; vector.mean_component(model, texts) computes one"
-            )
-        skip_first = min(vector.skip_first for vector in vectors) if row.leaves_first else 0
+        level = _level(mode, level, first)
+        uses_known = scale is None and damage is None and first is not None and first.mode == mode
+        known_first = first if uses_known else None
+        skip_first = _skip_first(vectors, known_first) if row.leaves_first else 0
         rule: Any = {"mode": mode, "level": level, "skip_first": skip_first}
-        rule["positions"] = _positions(row)
-        if scale is None and damage is None and first is not None and first.mode == mode:
-            return cls._of_known(vectors, row, model, first, rule)
-        strength = Strength(scale=1.0 if scale is None else _finite(scale), **rule)
+        rule["positions"] = "all" if skip_first else "every"
+        if known_first is not None:
+            return cls._of_known(vectors, row, model, known_first, rule)
+        strength = Strength(scale=1.0 if scale is None else _finite("scale", scale), **rule)
         return cls(vectors, row, model, strength)
 
     @classmethod
@@ -180,9 +189,17 @@ class _Plan:
         rule: dict[str, Any],
     ) -> "_Plan":
         """Return the plan with the strength that the vectors remember."""
-        is_same = known.skip_first == rule["skip_first"] and known.positions in ("all", "every")
-        if is_same:
-            return cls(vectors, row, model, replace(known, positions=rule["positions"]))
+        if known.positions in ("last", "generated"):
+            raise ValueError(
+                f"the strength was calibrated for positions={known.positions!r}, which no program"
+                " has alone; give scale=, or damage= with model= and neutral="
+            )
+        if known.hooks and set(known.hooks) != {vector.hook for vector in vectors}:
+            known = known.without_damage()
+        is_same = known.skip_first == rule["skip_first"]
+        if is_same or known.damage != known.damage:
+            known = replace(known, positions=rule["positions"], skip_first=rule["skip_first"])
+            return cls(vectors, row, model, known)
         # The damage was measured at other positions, so it is not that of the program.
         strength = Strength(scale=known.scale, **rule)
         note = (
@@ -204,7 +221,8 @@ class _Plan:
         found = self._calibration(model, neutral, damage, self.strength.positions)
         own, note = None, ""
         if self.strength.positions == "every" and any(one.skip_first for one in self.vectors):
-            own = self._calibration(model, neutral, damage, "all").vectors[0].strength
+            other = self._calibration(model, neutral, damage, "all", needed=False)
+            own = other.vectors[0].strength if other.reached else None
             note = (
                 f"{damage:g} nats per token take the scale {found.scale:.4g} at all positions, as"
                 f" {self.row.name} steers, and {own.scale if own else float('nan'):.4g} without"
@@ -214,7 +232,13 @@ class _Plan:
         return replace(self, strength=strength or self.strength, own=own, note=note)
 
     def _calibration(
-        self, model: HookedModel, neutral: Neutral, damage: float, positions: Positions
+        self,
+        model: HookedModel,
+        neutral: Neutral,
+        damage: float,
+        positions: Positions,
+        *,
+        needed: bool = True,
     ) -> Calibration:
         levels = None if self.strength.level is None else [self.strength.level] * len(self.vectors)
         found = calibrate_scale(
@@ -226,7 +250,7 @@ class _Plan:
             level=levels,
             positions=positions,
         )
-        if not found.reached:
+        if needed and not found.reached:
             raise ValueError(
                 f"no scale costs {damage:g} nats per token ({found.flag}); ask for a damage that"
                 " the curve reaches, see calibrate_scale(...).figure()"
@@ -246,7 +270,18 @@ class _Plan:
         identity = self.model.identity if self.model is not None else self.vectors[0].model
         layers: dict[int, list[torch.Tensor]] = {}
         for vector in self.vectors:
-            layers.setdefault(_block(vector), []).append(_as_in_file(vector))
+            block, row = _block(vector), _as_in_file(vector)
+            if self.n_layers is not None and block >= self.n_layers:
+                raise ValueError(
+                    f"vector {vector.name!r} is behind block {block}, and the model has"
+                    f" {self.n_layers} blocks; expected one of its own"
+                )
+            if not torch.isfinite(row.float() * self.strength.scale).all():
+                raise ValueError(
+                    f"scale {self.strength.scale:g} makes vector {vector.name!r} infinite; expected"
+                    " a smaller one"
+                )
+            layers.setdefault(block, []).append(row)
         file = self.vectors[0].file
         content = ServedVectors(
             layers={block: torch.stack(rows) for block, rows in layers.items()},
@@ -256,10 +291,19 @@ class _Plan:
             skip_first=self.strength.skip_first if self.row.leaves_first else 0,
             model_type=(identity.model_type if identity is not None else "")
             or (file.model_type if file is not None else ""),
-            blocks=identity.blocks if identity is not None else "",
+            blocks=self._blocks(identity),
             facts={} if file is None else file.facts,
         )
         return replace(content, record=self._record(content, identity))
+
+    def _blocks(self, identity: Any) -> str:
+        """Return the name of the list of blocks, which some formats hold."""
+        if identity is None or identity.blocks or self.row.name not in ("lm-eval", "transformers"):
+            return "" if identity is None else identity.blocks
+        raise ValueError(
+            f"the format {self.row.name!r} names the blocks of a Hugging Face model, and those of"
+            f" {identity.name!r} are not known; give model=, loaded by its name or folder"
+        )
 
     def _record(self, content: ServedVectors, identity: Any) -> dict[str, Any]:
         keeps = self.row.keeps_scale or self.strength.mode != "add"
@@ -319,32 +363,66 @@ def _as_in_file(vector: SteeringVector) -> torch.Tensor:
     return vector.direction.detach().cpu().to(getattr(torch, dtype))
 
 
-def _positions(row: VectorFormat) -> Positions:
-    return "all" if row.leaves_first else "every"
+def _level(mode: Mode, level: float | None, known: Strength | None) -> float | None:
+    """Return the level of a clamp; None for the other modes."""
+    if mode != "clamp":
+        if level is not None:
+            raise ValueError(f"level is {level} with mode {mode!r}; only a clamp has a level")
+        return None
+    if level is None and known is not None and known.mode == mode:
+        level = known.level
+    if level is None:
+        raise ValueError(
+            "mode 'clamp' needs level=...; vector.mean_component(model, texts) computes one"
+        )
+    return _finite("level", level, allow_zero=True)
 
 
-def _finite(scale: float) -> float:
-    if not torch.isfinite(torch.tensor(float(scale))):
-        raise ValueError(f"scale is {scale}; expected a finite number")
-    return float(scale)
+def _skip_first(vectors: Sequence[SteeringVector], known: Strength | None) -> int:
+    """Return the first positions that a script leaves out: those of the strength, or the vectors.
+
+    Raises:
+        ValueError: the vectors leave out different numbers of positions.
+    """
+    found = {one.skip_first for one in vectors} if known is None else {known.skip_first}
+    if len(found) > 1:
+        raise ValueError(
+            f"the vectors leave out the first {sorted(found)} positions; expected one number: set"
+            " skip_first of all of them with dataclasses.replace"
+        )
+    return found.pop()
+
+
+def _finite(name: str, value: Any, *, allow_zero: bool = False) -> float:
+    """Return a number as Python's own, after a check that it can be written."""
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or (value == 0 and not allow_zero):
+        expected = "a finite number" if allow_zero else "a finite number other than 0"
+        raise ValueError(f"{name} is {value!r}; expected {expected}")
+    return float(value)
 
 
 def _target(path: Path, row: VectorFormat) -> Path:
     """Return the path with the ending that the program expects."""
     needed = _NEEDED_SUFFIXES.get(row.name, ())
     if row.suffix and not path.suffix:
-        return path.with_name(path.name + row.suffix)
+        path = path.with_name(path.name + row.suffix)
     if needed and path.suffix not in needed:
         raise ValueError(
             f"{str(path)!r} ends in {path.suffix!r}; {row.program} reads {' or '.join(needed)}"
+        )
+    is_empty = path.is_dir() and not any(path.iterdir())
+    if path.exists() and not is_empty and not record_path(path).is_file():
+        raise FileExistsError(
+            f"{str(path)!r} exists and is no earlier export; choose another path, or remove it"
         )
     return path
 
 
 def _plain(value: Any) -> Any:
-    """Return a value of JSON, in which NaN is null."""
+    """Return a value of JSON, in which NaN and infinity are null."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    return None if isinstance(value, float) and value != value else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value

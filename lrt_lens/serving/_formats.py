@@ -262,13 +262,15 @@ def refuse_inexpressible(
 def _reason(row: VectorFormat, served: ServedVectors, n_layers: int | None) -> str:
     """Return what a format cannot express of an intervention, in words; empty if nothing."""
     first, last = min(served.layers), max(served.layers)
+    names_post = served.facts.get("hookType") == "hook_resid_post"
     rank = max(len(rows) for rows in served.layers.values())
     if served.mode not in row.modes:
         return f"mode {served.mode!r} (it has {' and '.join(map(repr, row.modes))})"
     if first < row.first_block:
-        return f"block {first}: {row.program} begins at block {row.first_block}"
-    if n_layers is not None and last >= n_layers - 1 and not row.reaches_last_block:
-        return f"block {last}, the last one: {row.program} acts before a block"
+        return f"block {first}: its files begin at block {row.first_block}"
+    is_last = n_layers is not None and last >= n_layers - 1
+    if is_last and not row.reaches_last_block and not names_post:
+        return f"block {last}, the last one: {row.name} names the stream before a block"
     if len(served.layers) > 1 and not row.several_blocks:
         return f"{len(served.layers)} blocks in one file: it holds one"
     if rank > 1 and not (row.subspaces and served.mode == "ablate"):

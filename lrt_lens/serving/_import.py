@@ -16,7 +16,8 @@ Limits: no code of a file is run: files of ``torch.save`` that hold more than te
 values are refused.
 """
 
-import json
+import logging
+import operator
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from lrt_lens._hub import downloaded_file, is_hub_id
-from lrt_lens._stored_fields import as_damage, damage
+from lrt_lens._stored_fields import as_damage, damage, stored_fields
 from lrt_lens.adapters.vectors._served_file import ServedFile
 from lrt_lens.adapters.vectors._steering_vector import VECTOR_SCHEMA, SteeringVector
 from lrt_lens.adapters.vectors._strength import Strength
@@ -36,12 +37,15 @@ from lrt_lens.errors import FileFormatError, MismatchError
 from lrt_lens.models._hook_points import RESIDUAL, place, residual_post, resolve, same_place
 from lrt_lens.models._hooked_model import HookedModel, load_model
 from lrt_lens.models._loading import ModelLike
-from lrt_lens.serving._export import record_path
+from lrt_lens.serving._export import file_hash, record_path
 from lrt_lens.serving._formats import FORMATS
 from lrt_lens.serving.formats._content import ServedVectors
 from lrt_lens.serving.formats._gguf import is_glp
+from lrt_lens.serving.formats._json_files import read_json_object
 from lrt_lens.serving.formats._script import TENSORS_NAME
 from lrt_lens.serving.formats._torch_files import below_base_model, direction_of, read_torch_file
+
+logger = logging.getLogger(__name__)
 
 REPOSITORY_FILE = "vector.safetensors"
 """Name of the file of a vector in a hub repository."""
@@ -66,7 +70,7 @@ def import_vector(
     path, hooked = Path(path), None if model is None else load_model(model)
     vectors = _vectors(path, at, hooked)
     hook = None if at is None else _hook(at, hooked)
-    if hook is None and len(vectors) > 1:
+    if hook is None and len({one.hook for one in vectors}) > 1:
         raise ValueError(
             f"{str(path)!r} has vectors at {[one.hook for one in vectors][:8]}; choose one with"
             " at=, or take all with lrt_lens.serving.import_vectors"
@@ -76,6 +80,11 @@ def import_vector(
         raise MismatchError(
             f"{str(path)!r} has vectors at {[one.hook for one in vectors][:8]}; expected one at"
             f" {hook!r}: choose another hook point"
+        )
+    if len(chosen) > 1:
+        raise ValueError(
+            f"{str(path)!r} has a subspace of {len(chosen)} directions at {chosen[0].hook!r}; take"
+            " all of them with lrt_lens.serving.import_vectors"
         )
     return chosen[0]
 
@@ -129,7 +138,7 @@ def _is_ours(path: Path) -> bool:
 
 def _format_of_torch(path: Path) -> str:
     content = read_torch_file(path)
-    if "layer_activations" in content:
+    if "layer_activations" in content or all(type(key) is int for key in content):
         return "steering-vectors"
     if all(isinstance(one, Mapping) and "steering_vector" in one for one in content.values()):
         return "lm-eval"
@@ -139,7 +148,7 @@ def _format_of_torch(path: Path) -> str:
 
 
 def _format_of_json(path: Path) -> str:
-    content = _json(path)
+    content = read_json_object(path)
     for key, name in (
         ("activations", "vllm-lens"),
         ("directions", "aisteer360"),
@@ -148,17 +157,6 @@ def _format_of_json(path: Path) -> str:
         if key in content:
             return name
     raise _unknown(path, f"JSON with the keys {list(content)[:5]}")
-
-
-def _json(path: Path) -> dict[str, Any]:
-    with as_damage(path):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        # vllm-lens takes a list of vectors in a request.
-        if isinstance(content, list) and len(content) == 1:
-            [content] = content
-    if not isinstance(content, dict):
-        raise _unknown(path, f"JSON with a {type(content).__name__}")
-    return content
 
 
 # ------------------------------------------------------------------------------------------ reading
@@ -175,19 +173,48 @@ def _vectors(path: Path, at: int | str | None, model: HookedModel | None) -> lis
         served = FORMATS[name].read(path)
         if not served.record:
             served = replace(served, record=record_beside(path, name))
-        found = _of_content(path, name, served, model)
+        found = _of_content(path, name, _at_block(path, served, at, model), model)
     return [_of_model(path, vector, model) for vector in found]
 
 
+def _at_block(
+    path: Path, served: ServedVectors, at: int | str | None, model: HookedModel | None
+) -> ServedVectors:
+    """Return the content at one hook point, so that what is wrong elsewhere does not count."""
+    if at is None:
+        return served
+    match = RESIDUAL.fullmatch(place(_hook(at, model)))
+    block = int(match[1]) if match is not None and match[2] == "post" else -1
+    if block not in served.layers:
+        raise MismatchError(
+            f"{str(path)!r} has vectors behind the blocks {sorted(served.layers)[:8]}; expected one"
+            f" at {_hook(at, model)!r}: choose another hook point"
+        )
+    return replace(served, layers={block: served.layers[block]})
+
+
 def record_beside(path: Path, name: str) -> Mapping[str, Any]:
-    """Return the record that was written beside a file; empty if there is none of this format."""
+    """Return the record that was written beside a file; empty if there is none of this format.
+
+    A record of another file, which the hash of the content tells, is left out with a warning.
+    """
     beside = record_path(path)
     if not beside.is_file():
         return {}
-    record = _json(beside)
+    record = read_json_object(beside)
     written = FORMATS.get(str(record.get("format")))
     # llama.cpp and repeng have the same files.
-    return record if written is not None and written.read is FORMATS[name].read else {}
+    if written is None or written.read is not FORMATS[name].read:
+        return {}
+    if path.is_file() and record.get("sha256") not in (None, file_hash(path)):
+        logger.warning(
+            "%s was written for another content of %s, and is left out; the vector is taken for one"
+            " of another program",
+            beside,
+            path.name,
+        )
+        return {}
+    return record
 
 
 def _of_content(
@@ -200,16 +227,30 @@ def _of_content(
     for block, rows in sorted(served.layers.items()):
         for row in rows:
             dtype = str(row.dtype).removeprefix("torch.")
-            known = recorded.get(block)
+            known = _fields_of(path, recorded.get(block), row)
             if known is not None:
                 fields = dict(known)
                 file = None
             else:
                 fields = {"hook": residual_post(block), "name": path.stem, "skip_first": 0}
                 file = ServedFile(name, served.model_type, dtype, dict(served.facts))
-            vector = SteeringVector.of_fields(path, fields, row.float())
-            vectors.append(replace(vector, strength=_strength(vector, served), file=file))
+            # Halves become float32, in which they are exact; float64 stays.
+            direction = row if row.dtype == torch.float64 else row.float()
+            vector = SteeringVector.of_fields(path, fields, direction)
+            strength = _strength(path, vector, served)
+            vectors.append(replace(vector, strength=strength, file=file))
     return vectors
+
+
+def _fields_of(path: Path, known: dict[str, Any] | None, row: Tensor) -> dict[str, Any] | None:
+    """Return the fields that we wrote of a vector, if they are of its width."""
+    model = (known or {}).get("model") or {}
+    if model.get("d_model") not in (None, len(row)):
+        raise FileFormatError(
+            f"{str(path)!r} has a direction of width {len(row)}, and its record says"
+            f" {model['d_model']} dimensions; export again"
+        )
+    return known
 
 
 def _recorded(path: Path, served: ServedVectors) -> dict[int, dict[str, Any]]:
@@ -234,14 +275,19 @@ def _with_nan(key: str, value: Any) -> Any:
     return float("nan") if value is None and key in _NUMBERS else value
 
 
-def _strength(vector: SteeringVector, served: ServedVectors) -> Strength | None:
+def _strength(path: Path, vector: SteeringVector, served: ServedVectors) -> Strength | None:
     """Return the strength that a file says; None for a direction that is added as it is."""
     known = served.record.get("strength")
     if known is not None:
-        stored: Any = {key: value for key, value in known.items() if value is not None}
+        stored = {key: value for key, value in known.items() if value is not None}
+        found = Strength(**stored_fields(path, Strength, stored))
+        # The damage of several vectors together is not that of one.
+        if set(found.hooks or (vector.hook,)) != {one["hook"] for one in served.record["vectors"]}:
+            found = found.without_damage()
+        if len(served.layers) < len(served.record["vectors"]):
+            found = found.without_damage()
         # A scale that is multiplied in is 1 for the direction in the file.
-        stored["scale"] = served.scale
-        return Strength(**stored)
+        return replace(found, scale=served.scale)
     if served.mode == "add" and served.scale == 1:
         return None
     return Strength(
@@ -263,7 +309,10 @@ def _tensor_alone(path: Path, at: int | str | None, model: HookedModel | None) -
     direction = _tensor(path)
     dtype = str(direction.dtype).removeprefix("torch.")
     return SteeringVector(
-        direction.float(), _hook(at, model), name=path.stem, file=ServedFile("tensor", dtype=dtype)
+        direction if direction.dtype == torch.float64 else direction.float(),
+        _hook(at, model),
+        name=path.stem,
+        file=ServedFile("tensor", dtype=dtype),
     )
 
 
@@ -293,6 +342,7 @@ def _tensor(path: Path) -> Tensor:
 
 def _hook(at: int | str, model: HookedModel | None) -> str:
     """Return the name of a hook point; a number is a block."""
+    at = at if isinstance(at, str) else operator.index(at)
     if model is not None:
         return resolve(at, model)
     if isinstance(at, int) and at < 0:

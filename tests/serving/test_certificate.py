@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import lrt_lens as lrt
-from lrt_lens.adapters.vectors import SteeringVector
+from lrt_lens.adapters.vectors import SteeringVector, calibrate_scale
 from lrt_lens.errors import FileFormatError, MismatchError
 from lrt_lens.serving import FORMATS, ExportCheck, RuleEngine, check_export
 from tests.serving.vectors import make_vector
@@ -93,9 +93,9 @@ def test_every_format_steers_as_our_hook(
 
 @pytest.mark.parametrize(("to", "mode"), [("glp", "ablate"), ("lm-eval", "clamp")])
 def test_other_modes(
-    vector: SteeringVector, model: Any, tmp_path: Path, to: str, mode: Any
+    vector: SteeringVector, model: Any, tmp_path: Path, to: str, mode: Any, level: float | None
 ) -> None:
-    path = vector.export(tmp_path / "v", to, mode=mode, level=4.0)
+    path = vector.export(tmp_path / "v", to, mode=mode, level=level)
     check = check_export(path, model)
     assert check.passed, check.problems
     assert check.effect > 0.01
@@ -186,13 +186,116 @@ def test_the_edge_blocks_have_one_neighbour(model: Any, tmp_path: Path) -> None:
     assert last.passed
 
 
-def test_short_prompts_say_nothing_about_first_positions(
+def test_prompts_that_say_nothing_do_not_pass(
     vector: SteeringVector, model: Any, tmp_path: Path
 ) -> None:
     folder = vector.export(tmp_path / "steering", "transformers")
-    check = check_export(folder, model, prompts=["a", "The quick brown fox jumps over"])
+    for engine in (None, Unsteered(model)):
+        check = check_export(folder, model, engine=engine, prompts=["a", "b"] * 5)
+        assert not check.passed
+        assert "0 prompts have a token that is steered" in check.problems[0]
+    long = "The quick brown fox jumps over"
+    few = check_export(folder, model, prompts=["a", long])
+    assert "1 prompts have a token that is steered; expected at least 8" in few.problems[0]
+    enough = check_export(folder, model, prompts=["a", *(f"{long} {i}" for i in range(8))])
+    assert enough.passed, enough.problems
+    assert (enough.first_position, enough.n_prompts) == (4, 8)
+
+
+class Broken(RuleEngine):
+    """An engine whose logits of some rows are changed by a function."""
+
+    name = "broken"
+    change: Any = None
+
+    def logits(self, rows: Sequence[Sequence[int]], path: Path | None) -> list[np.ndarray]:
+        return type(self).change(super().logits(rows, path), rows)
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (lambda logits, rows: logits[:-1], "gives logits for 8 rows"),
+        (lambda logits, rows: [one[-1:] for one in logits], "returns logits"),
+        (lambda logits, rows: [one[:, :-1] for one in logits], "returns logits"),
+    ],
+)
+def test_logits_of_other_shapes_are_refused(
+    vector: SteeringVector, model: Any, tmp_path: Path, change: Any, error: str
+) -> None:
+    path = vector.export(tmp_path / "v.gguf", "llama.cpp")
+    engine = type("Engine", (Broken,), {"change": staticmethod(change)})(model)
+    with pytest.raises(MismatchError, match=error):
+        check_export(path, model, engine=engine)
+
+
+def test_nan_on_neutral_texts_does_not_pass(
+    vector: SteeringVector, model: Any, tmp_path: Path
+) -> None:
+    def change(logits: list[np.ndarray], rows: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        # The prompts of this test are shorter than its neutral texts.
+        return [
+            one * (np.nan if len(row) > 60 else 1.0) for one, row in zip(logits, rows, strict=True)
+        ]
+
+    path = vector.export(tmp_path / "v.gguf", "llama.cpp")
+    engine = type("Engine", (Broken,), {"change": staticmethod(change)})(model)
+    prompts = [f"The quick brown fox {i}" for i in range(8)]
+    assert check_export(path, model, engine=engine, prompts=prompts).passed
+    long = [" ".join(["The quick brown fox jumps over the lazy dog."] * 4)]
+    check = check_export(path, model, engine=engine, prompts=prompts, neutral=long)
+    assert not check.passed
+    assert "the damage is nan" in check.problems[0]
+    stored = json.loads(Path(f"{path}.export.json").read_text(), parse_constant=pytest.fail)
+    assert stored["checks"][-1]["damage"] is None
+
+
+@pytest.mark.parametrize("factor", [0.02, 0.1, 1.0])
+def test_a_scale_that_is_wrong_by_a_twentieth_is_found(
+    vector: SteeringVector, model: Any, tmp_path: Path, factor: float
+) -> None:
+    small = factor * vector
+    path = small.export(tmp_path / "v.gguf", "llama.cpp")
+    other = (1.05 * small).export(tmp_path / "w.gguf", "llama.cpp")
+
+    class Stronger(RuleEngine):
+        name = "stronger"
+
+        def logits(self, rows: Any, path: Path | None) -> list[np.ndarray]:
+            return super().logits(rows, None if path is None else other)
+
+    assert check_export(path, model).passed
+    assert not check_export(path, model, engine=Stronger(model)).passed
+
+
+def test_a_budget_of_divergence_is_compared_with_a_divergence(
+    vector: SteeringVector, model: Any, tmp_path: Path
+) -> None:
+    found = calibrate_scale(model, vector, NEUTRAL, damage=0.05, unit="kl", positions="every")
+    path = found.vector.export(tmp_path / "v.gguf", "llama.cpp")
+    check = check_export(path, model, neutral=NEUTRAL)
     assert check.passed, check.problems
-    assert check.first_position == 4
+    assert check.budget == 0.05
+    assert check.damage == pytest.approx(found.damage, rel=1e-3)
+    # Other texts have another damage, which says nothing about the engine.
+    other = check_export(path, model, neutral=["A cat sat on the mat and looked at the dog."] * 2)
+    assert np.isnan(other.budget)
+    assert other.passed, other.problems
+
+
+def test_a_record_of_another_content_is_left_out(
+    vector: SteeringVector, model: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = vector.export(tmp_path / "v.json", "vllm-lens")
+    other = replace(vector, name="other", direction=vector.direction.flip(0))
+    foreign = other.export(tmp_path / "w.json", "vllm-lens")
+    path.write_bytes(foreign.read_bytes())
+    loaded = SteeringVector.load(path)
+    assert loaded.name == "v", "that of the file"
+    assert loaded.file is not None
+    assert "was written for another content" in caplog.text
+    assert check_export(path, model).passed
+    assert len(json.loads(Path(f"{path}.export.json").read_text())["checks"]) == 1
 
 
 def test_it_is_a_name_of_the_package() -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lrt_lens.adapters.vectors import SteeringVector
+from lrt_lens.adapters.vectors import SteeringVector, Strength
 from lrt_lens.errors import MismatchError
 from lrt_lens.serving import FORMATS, export_vectors, import_vectors
 from tests.serving.vectors import make_vector
@@ -208,7 +208,7 @@ def test_the_stream_before_a_block_is_that_behind_the_one_before(
 @pytest.mark.parametrize(
     ("to", "block", "mode", "match"),
     [
-        ("llama.cpp", 0, "add", "block 0: llama.cpp .* begins at block 1; export to 'vllm-lens'"),
+        ("llama.cpp", 0, "add", "block 0: its files begin at block 1; export to 'vllm-lens'"),
         ("repeng", 0, "add", "block 0"),
         ("glp", 0, "ablate", "block 0"),
         (
@@ -227,8 +227,9 @@ def test_the_stream_before_a_block_is_that_behind_the_one_before(
 def test_what_a_format_cannot_express_is_refused(
     model: Any, tmp_path: Path, to: str, block: int, mode: Any, match: str
 ) -> None:
+    level = 1.0 if mode == "clamp" else None
     with pytest.raises(ValueError, match=match):
-        make_vector(model, block).export(tmp_path / "v", to, mode=mode, level=1.0)
+        make_vector(model, block).export(tmp_path / "v", to, mode=mode, level=level)
     assert not list(tmp_path.iterdir()), "nothing is written"
 
 
@@ -244,6 +245,7 @@ def test_other_places_in_the_stream_are_refused(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_bad_arguments(vector: SteeringVector, load: Any, model: Any, tmp_path: Path) -> None:
     path = tmp_path / "v"
     with pytest.raises(ValueError, match=r"to is 'ollama'; expected one of \['llama.cpp', 'glp'"):
@@ -252,8 +254,22 @@ def test_bad_arguments(vector: SteeringVector, load: Any, model: Any, tmp_path: 
         vector.export(path, "glp", scale=1.0, damage=0.1)
     with pytest.raises(ValueError, match="model or neutral is missing"):
         vector.export(path, "glp", damage=0.1)
-    with pytest.raises(ValueError, match="expected a finite number"):
-        vector.export(path, "glp", scale=float("nan"))
+    for wrong in (float("nan"), float("inf"), 0.0, "2", True):
+        with pytest.raises(ValueError, match="expected a finite number other than 0"):
+            vector.export(path, "glp", scale=wrong)
+    with pytest.raises(ValueError, match="makes vector 'mood' infinite"):
+        vector.export(path, "glp", scale=3e38)
+    for wrong in (float("nan"), "2"):
+        with pytest.raises(ValueError, match="level is .*; expected a finite number"):
+            vector.export(path, "lm-eval", mode="clamp", level=wrong)
+    with pytest.raises(ValueError, match="only a clamp has a level"):
+        vector.export(path, "lm-eval", level=1.0)
+    with pytest.raises(ValueError, match="neutral is given without damage"):
+        vector.export(path, "glp", neutral=["a text"], model=model)
+    with pytest.raises(ValueError, match="behind block 9, and the model has 4 blocks"):
+        replace(vector, hook="blocks.9.hook_resid_post").export(path, "llama.cpp")
+    with pytest.raises(ValueError, match="span fewer dimensions"):
+        export_vectors([vector, 2.0 * vector], path, "glp", mode="ablate")
     with pytest.raises(ValueError, match="'clamp' needs level"):
         vector.export(path, "lm-eval", mode="clamp")
     with pytest.raises(ValueError, match=r"lm-evaluation-harness.* reads .pt or .pth"):
@@ -272,3 +288,85 @@ def test_bad_arguments(vector: SteeringVector, load: Any, model: Any, tmp_path: 
     with pytest.raises(ValueError, match="2 blocks in one file"):
         export_vectors([vector, make_vector(model, 1)], path, "neuronpedia")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_a_vector_of_an_unknown_model(vector: SteeringVector, tmp_path: Path, to: str) -> None:
+    path = replace(vector, model=None).export(tmp_path / "v", to)
+    back = SteeringVector.load(path)
+    assert back.model is None
+    assert torch.equal(back.direction, vector.direction)
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_nothing_that_is_no_export_is_replaced(
+    vector: SteeringVector, tmp_path: Path, to: str
+) -> None:
+    row = FORMATS[to]
+    mine = tmp_path / f"mine{row.suffix}"
+    if row.suffix:
+        mine.write_bytes(b"a file of the user")
+    else:
+        mine.mkdir()
+        (mine / "steer.py").write_text("mine")
+    with pytest.raises(FileExistsError, match="exists and is no earlier export"):
+        vector.export(mine, to)
+    assert mine.is_dir() or mine.read_bytes() == b"a file of the user"
+    own = vector.save(tmp_path / "own.safetensors")
+    if to not in ("lm-eval", "aisteer360"):
+        with pytest.raises(FileExistsError):
+            vector.export(own, to)
+        assert torch.equal(SteeringVector.load(own).direction, vector.direction)
+    first = vector.export(tmp_path / "export", to)
+    again = vector.export(first, to, scale=2.0)
+    assert again == first
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_numbers_of_numpy_are_written_as_numbers(vector: SteeringVector, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"mode": "clamp", "level": np.float32(2.5), "scale": np.float64(1.0)}
+    folder = vector.export(tmp_path / "steering", "transformers", **options)
+    assert "LEVEL = 2.5\n" in (folder / "steer.py").read_text()
+    path = vector.export(tmp_path / "v.pt", "lm-eval", **options)
+    json.loads(Path(f"{path}.export.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_a_calibrated_scale_is_written_for_the_positions_that_it_holds_for(
+    vector: SteeringVector, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def strength(**fields: Any) -> Strength:
+        return Strength(scale=1.5, damage=0.1, budget=0.1, n_texts=2, texts="00", **fields)
+
+    def record(path: Path) -> dict[str, Any]:
+        beside = path / "export.json" if path.is_dir() else Path(f"{path}.export.json")
+        return json.loads(beside.read_text())
+
+    every = replace(vector, strength=strength(positions="every"))
+    for to in ("llama.cpp", "transformers"):
+        written = record(every.export(tmp_path / f"every-{to[:5]}", to))
+        assert written["strength"]["damage"] == 0.1
+        assert written["strength"]["skip_first"] == 0
+    assert "SKIP_FIRST" not in (tmp_path / "every-trans" / "steer.py").read_text()
+    skipping = replace(vector, strength=strength(skip_first=4))
+    written = record(skipping.export(tmp_path / "skip-t", "transformers"))
+    assert (written["strength"]["damage"], written["strength"]["skip_first"]) == (0.1, 4)
+    caplog.clear()
+    written = record(skipping.export(tmp_path / "skip-l", "llama.cpp"))
+    assert written["strength"]["damage"] is None, "it was measured at other positions"
+    assert written["strength_of_apply"]["damage"] == 0.1
+    assert "the damage is another one" in caplog.text
+    last = replace(vector, strength=strength(positions="last"))
+    with pytest.raises(ValueError, match="positions='last', which no program has alone"):
+        last.export(tmp_path / "last", "llama.cpp")
+    joint = replace(vector, strength=strength(positions="every", hooks=(vector.hook, "other")))
+    written = record(joint.export(tmp_path / "joint", "llama.cpp"))
+    assert written["strength"]["damage"] is None, "that of several vectors together"
+
+
+def test_vectors_that_leave_out_other_positions_need_two_scripts(
+    model: Any, tmp_path: Path
+) -> None:
+    vectors = [make_vector(model, 1), make_vector(model, 2, skip_first=0)]
+    with pytest.raises(ValueError, match=r"leave out the first \[0, 4\] positions"):
+        export_vectors(vectors, tmp_path / "v", "transformers")
+    export_vectors(vectors, tmp_path / "v", "llama.cpp")

@@ -245,6 +245,76 @@ def test_an_imported_vector_is_transferred_without_its_file(model: Any, tmp_path
         assert changed.strength is None
 
 
+def test_a_file_says_what_is_done_with_its_vector(model: Any, pair: Any, tmp_path: Path) -> None:
+    for name, mode, scale in (("lm-eval ablation", "ablate", 1.0), ("lm-eval", "add", 1.5)):
+        vector = SteeringVector.load(FOREIGN[name][1](tmp_path), model=model)
+        tokens = torch.tensor([[7, 5, 9, 30, 41]])
+        with vector.apply(model):
+            found = model.logits(tokens)
+        with vector.apply(model, scale=scale, mode=mode):
+            expected = model.logits(tokens)
+        assert torch.equal(found, expected)
+        with vector.apply(model, mode="add", scale=1.0):
+            assert not torch.equal(model.logits(tokens), found)
+
+
+def test_our_own_files_are_told_from_others_whatever_their_length(
+    vector: SteeringVector, tmp_path: Path
+) -> None:
+    # The first two bytes of a safetensors file are the length of its header, which may be those
+    # of a pickle or a brace.
+    lengths = set()
+    for n in range(0, 300, 8):
+        path = replace(vector, name="x" * n).save(tmp_path / "v.safetensors")
+        lengths.add(int.from_bytes(path.read_bytes()[:8], "little"))
+        assert SteeringVector.load(path).name == "x" * n
+    assert len(lengths) > 30
+    for length in (0x0280, 0x7B, 0x5B, 0x027B):
+        header = path.read_bytes()
+        (tmp_path / "w").write_bytes(length.to_bytes(8, "little") + header[8:])
+        with pytest.raises(FileFormatError):
+            SteeringVector.load(tmp_path / "w")
+
+
+def test_float64_keeps_every_bit(model: Any, tmp_path: Path) -> None:
+    row = torch.from_numpy(ROWS[0].astype(np.float64) / 3.0)
+    path = torch_file({"layers.2": steer_entry(steering_vector=row)})(tmp_path)
+    vector = SteeringVector.load(path, model=model)
+    assert torch.equal(vector.direction, row)
+    again = vector.export(tmp_path / "again.pt", "lm-eval")
+    [entry] = torch.load(again, weights_only=True).values()
+    assert torch.equal(entry["steering_vector"], row)
+
+
+def test_lists_and_rows_as_their_programs_take_them(model: Any, tmp_path: Path) -> None:
+    path = vllm_lens(torch.from_numpy(ROWS[:1]), [2])(tmp_path)
+    one = json.loads(path.read_text())
+    path.write_text(json.dumps([one]))
+    assert SteeringVector.load(path).hook == "blocks.2.hook_resid_post"
+    path.write_text(json.dumps([one, one]))
+    with pytest.raises(FileFormatError, match="expected one vector"):
+        SteeringVector.load(path)
+    row = torch_file({"layers.2": steer_entry(steering_vector=torch.from_numpy(ROWS[:1]))})
+    np.testing.assert_array_equal(SteeringVector.load(row(tmp_path)).direction.numpy(), ROWS[0])
+    alone = torch_file({1: torch.from_numpy(ROWS[0]), 2: torch.from_numpy(ROWS[1])})
+    assert [one.hook[:8] for one in import_vectors(alone(tmp_path))] == ["blocks.1", "blocks.2"]
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_one_zero_direction_does_not_hide_the_others(tmp_path: Path) -> None:
+    path = gguf_file({"direction.1": np.zeros(16, np.float32), "direction.2": ROWS[0]})(tmp_path)
+    assert SteeringVector.load(path, at=np.int64(2)).hook == "blocks.2.hook_resid_post"
+    with pytest.raises(FileFormatError, match="is zero"):
+        import_vectors(path)
+
+
+def test_a_subspace_is_not_cut_to_its_first_direction(model: Any, tmp_path: Path) -> None:
+    vectors = [make_vector(model, 2), make_vector(model, 2, seed=1)]
+    path = export_vectors(vectors, tmp_path / "v.gguf", "glp", mode="ablate")
+    with pytest.raises(ValueError, match="a subspace of 2 directions"):
+        SteeringVector.load(path, at=2)
+
+
 # ------------------------------------------------------------------------------------ tensors alone
 
 
@@ -308,6 +378,19 @@ WRONG: dict[str, tuple[Make, str]] = {
     "strengths by layer": (
         gguf_file({"direction.1": ROWS[0]}, {"glp.mode": "project", "glp.layer_scales": "1:2.0"}),
         r"keys \['glp.layer_scales'\]",
+    ),
+    "other layers than it says": (
+        gguf_file({"direction.2": ROWS[0]}, {"glp.mode": "add", "glp.layer_ids_zero_based": "1"}),
+        "glp.layer_ids_zero_based '1', and its tensors say '2'",
+    ),
+    "other numbers than it says": (
+        gguf_file({"direction.2": ROWS[0]}, {"glp.mode": "add", "glp.content_sha256": "00ff"}),
+        "glp.content_sha256 '00ff'",
+    ),
+    "a layer twice": (vllm_lens(torch.from_numpy(ROWS[:2]), [2, 2]), "layers from 0 on, each once"),
+    "negative layer of a .svec": (
+        json_file(changed_model(directions={"-1": ROWS[:1].tolist()})),
+        "the layer '-1'; expected the number of a block",
     ),
     "no orthonormal basis": (
         gguf_file(

@@ -91,6 +91,37 @@ def test_rows_with_padding_on_the_left(model: Any, vector: SteeringVector, tmp_p
     torch.testing.assert_close(theirs.argmax(-1), without.argmax(-1))
 
 
+def test_a_static_cache_with_padding_on_the_left(
+    model: Any, vector: SteeringVector, tmp_path: Path
+) -> None:
+    padded = torch.cat([torch.zeros(1, 4, dtype=torch.long), IDS[:, :6]], 1)
+    rows = {"input_ids": torch.cat([padded, IDS]), "attention_mask": torch.ones(2, 10).long()}
+    rows["attention_mask"][0, :4] = 0
+
+    def call(hf: Any, **options: Any) -> torch.Tensor:
+        found = hf.generate(
+            **rows,
+            max_new_tokens=5,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+            **options,
+        )
+        return torch.stack(found.logits)
+
+    folder = vector.export(tmp_path / "steering", "transformers")
+    handles = module_of(folder).steer(model.engine.model)
+    plain, static = (
+        call(model.engine.model, **options) for options in ({}, {"cache_implementation": "static"})
+    )
+    for handle in handles:
+        handle.remove()
+    torch.testing.assert_close(static, plain, rtol=1e-4, atol=1e-4)
+    with vector.apply(model):
+        ours = call(model.engine.model)
+    torch.testing.assert_close(plain, ours, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_new_text(model: Any, vector: SteeringVector, tmp_path: Path, use_cache: bool) -> None:
     # The prompt ends before the first steered position, so counting goes on behind the cache.

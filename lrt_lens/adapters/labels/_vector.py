@@ -93,6 +93,8 @@ def combine_vector(
         method=COMBINED,
         labels=LabelShare(len(states), rule, result.weight, contrast.digest),
         median_norm=states.fields["median_norm"],
+        strength=None,
+        file=None,
     )
 
 

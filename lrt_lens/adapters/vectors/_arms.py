@@ -231,4 +231,4 @@ def _with_direction(like: SteeringVector, direction: Tensor) -> SteeringVector:
     """Return ``like`` with another direction of the same length."""
     # ‖like‖ · d / ‖d‖ in the precision of d; vectors are float32.
     scaled = direction / direction.norm() * like.norm
-    return replace(like, direction=scaled.float())
+    return replace(like, direction=scaled.float(), strength=None, file=None)

@@ -204,6 +204,7 @@ class Calibration:
         """
         plan = self._applicable()
         levels = plan.levels or [None] * len(plan.vectors)
+        hooks = tuple(vector.hook for vector in plan.vectors)
         return tuple(
             replace(
                 vector,
@@ -218,6 +219,7 @@ class Calibration:
                     level=level,
                     n_texts=self.n_texts,
                     texts=self.texts,
+                    hooks=hooks if len(hooks) > 1 else (),
                 ),
             )
             for vector, level in zip(plan.vectors, levels, strict=True)

@@ -190,7 +190,12 @@ def evaluate_clamping(
         if settings.level == "recentred" and arm.name != "native":
             level = transfer.to(arm.vector)
         intervene = partial(
-            arm.vector.apply, pair.target, mode="clamp", level=level, positions=settings.positions
+            arm.vector.apply,
+            pair.target,
+            scale=1.0,
+            mode="clamp",
+            level=level,
+            positions=settings.positions,
         )
         of = outcome if arm.draw is None else draws
         texts = of.generate(pair.target, intervene)

@@ -175,7 +175,9 @@ def compare_continuations(
     # The unsteered model is an arm of scale 0 and damage 0, by definition.
     for arm, (scale, damage) in ({UNSTEERED: (0.0, 0.0)} | strengths).items():
         steering = (
-            partial(vectors[arm].apply, hooked, scale=scale) if arm in vectors else nullcontext
+            partial(vectors[arm].apply, hooked, scale=scale, mode="add")
+            if arm in vectors
+            else nullcontext
         )
         with entering(), steering():
             texts = hooked.generate(

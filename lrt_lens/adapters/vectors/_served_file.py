@@ -10,6 +10,7 @@ Limits: a vector that is transferred or changed has no file any more.
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 _STARTS = (b"GGUF", b"PK\x03\x04", b"\x93NUMPY", b"\x80\x02")
 """First bytes of files of GGUF, of torch (new and old) and of numpy."""
@@ -25,9 +26,7 @@ class ServedFile:
     """``model_type`` of the config of Hugging Face that the file names; empty if none."""
     dtype: str = "float32"
     """Precision of the direction in the file; in memory it is float32."""
-    facts: dict[str, str | int | float | bool | list[float] | dict[str, float]] = field(
-        default_factory=dict
-    )
+    facts: dict[str, Any] = field(default_factory=dict)
     """Values that the format has and this package has no place for."""
 
 
@@ -42,6 +41,7 @@ def is_served(path: Path) -> bool:
         return False
     with open(path, "rb") as file:
         start = file.read(9)
-    # safetensors begins with the length of its header, which may look like a brace.
-    is_json = start.lstrip()[:1] in (b"{", b"[") and start[8:] != b"{"
-    return start.startswith(_STARTS) or is_json
+    # safetensors begins with the length of its header, which may look like anything.
+    if start[8:] == b"{":
+        return False
+    return start.startswith(_STARTS) or start.lstrip()[:1] in (b"{", b"[")

@@ -24,7 +24,7 @@ for a prompt.
 import threading
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -192,6 +192,35 @@ class SteeringHook:
             "last": is_last & ~generated,
         }[self.positions]
         return steered & is_token & (position >= self.skip_first)
+
+
+def change_of(
+    direction: Tensor, scale: float, mode: Mode, level: float | None
+) -> Callable[[Tensor], Tensor]:
+    """Return the change of a mode along a direction.
+
+    Raises:
+        ValueError: an unknown mode, a scale outside its range, or a clamp without a level.
+    """
+    if not torch.isfinite(torch.tensor(float(scale))):
+        raise ValueError(
+            f"scale is {scale}; expected a finite number (calibrate_scale returns one)"
+        )
+    if mode not in get_args(Mode):
+        raise ValueError(f"mode is {mode!r}; expected add, clamp or ablate")
+    if mode != "add" and not 0 <= scale <= 1:
+        raise ValueError(
+            f"mode {mode!r} with scale {scale}; expected a scale from 0 (no change) to 1"
+        )
+    if mode == "clamp" and level is None:
+        raise ValueError(
+            "mode 'clamp' needs level=...; vector.mean_component(model, texts) computes one "
+            "on the model that is steered"
+        )
+    # add: h + scale · v; clamp and ablate: h + scale · (level − ⟨h, v̂⟩) v̂, level 0 to ablate
+    if mode == "add":
+        return adding(direction * scale)
+    return setting(direction, (level or 0.0) if mode == "clamp" else 0.0, scale)
 
 
 def adding(step: Tensor) -> Callable[[Tensor], Tensor]:

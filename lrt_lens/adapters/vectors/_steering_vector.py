@@ -35,8 +35,8 @@ from lrt_lens.adapters.vectors._label_share import LabelShare
 from lrt_lens.adapters.vectors._projection import outside_span
 from lrt_lens.adapters.vectors._served_file import ServedFile, is_served
 from lrt_lens.adapters.vectors._serving_methods import ServingMethods
-from lrt_lens.adapters.vectors._steering_hook import Mode, Positions, SteeringHook, adding, setting
-from lrt_lens.adapters.vectors._strength import Strength
+from lrt_lens.adapters.vectors._steering_hook import Mode, Positions, SteeringHook, change_of
+from lrt_lens.adapters.vectors._strength import Strength, with_defaults
 from lrt_lens.adapters.vectors._transfer_route import TransferRoute
 from lrt_lens.data._contrast import ContrastSet
 from lrt_lens.errors import NonFiniteError
@@ -396,8 +396,8 @@ class SteeringVector(ServingMethods):
     def hooks(
         self,
         *,
-        scale: float = 1.0,
-        mode: Mode = "add",
+        scale: float | None = None,
+        mode: Mode | None = None,
         positions: Positions = "all",
         level: float | None = None,
     ) -> list[tuple[str, "SteeringHook"]]:
@@ -405,9 +405,10 @@ class SteeringVector(ServingMethods):
 
         Args:
             scale: multiple of the vector that ``"add"`` adds, negative to steer away from the
-                concept; for ``"clamp"`` and ``"ablate"`` the share of the change, 0 to 1.
+                concept; for ``"clamp"`` and ``"ablate"`` the share of the change, 0 to 1. Default:
+                that of ``strength``, else 1.
             mode: ``"add"``; ``"clamp"`` sets the component along the vector to ``level``;
-                ``"ablate"`` sets it to 0.
+                ``"ablate"`` sets it to 0. Default: that of ``strength``, else ``"add"``.
             positions: ``"all"``, the ``"last"`` of every prompt, or ``"generated"`` tokens, of
                 which the first ``skip_first`` are never changed; or ``"every"`` token from the
                 first on.
@@ -417,42 +418,22 @@ class SteeringVector(ServingMethods):
             ValueError: a scale outside the range of the mode, an unknown mode or positions, or a
                 clamp without a level.
         """
-        if not torch.isfinite(torch.tensor(float(scale))):
-            raise ValueError(
-                f"scale is {scale}; expected a finite number (calibrate_scale returns one)"
-            )
-        if mode not in get_args(Mode) or positions not in get_args(Positions):
-            raise ValueError(
-                f"mode {mode!r}, positions {positions!r}; "
-                "expected add, clamp or ablate, and all, last, generated or every"
-            )
-        if mode != "add" and not 0 <= scale <= 1:
-            raise ValueError(
-                f"mode {mode!r} with scale {scale}; expected a scale from 0 (no change) to 1"
-            )
-        if mode == "clamp" and level is None:
-            raise ValueError(
-                "mode 'clamp' needs level=...; vector.mean_component(model, texts) computes one "
-                "on the model that is steered"
-            )
-        # add: h + scale · v; clamp and ablate: h + scale · (level − ⟨h, v̂⟩) v̂, level 0 to ablate
-        change = {
-            "add": adding(self.direction * scale),
-            "clamp": setting(self.direction, level or 0.0, scale),
-            "ablate": setting(self.direction, 0.0, scale),
-        }[mode]
+        scale, mode, level = with_defaults(self.strength, scale, mode, level)
+        if positions not in get_args(Positions):
+            raise ValueError(f"positions is {positions!r}; expected all, last, generated or every")
+        change = change_of(self.direction, scale, mode, level)
         return [(self.hook, SteeringHook(change, positions, self.skip_first))]
 
     def hook_at(self, scale: float, *, positions: Positions = "all") -> SteeringHook:
         """Return the hook that adds ``scale`` times the vector."""
-        return self.hooks(scale=scale, positions=positions)[0][1]
+        return self.hooks(scale=scale, mode="add", positions=positions)[0][1]
 
     def apply(
         self,
         model: ModelLike,
         *,
-        scale: float = 1.0,
-        mode: Mode = "add",
+        scale: float | None = None,
+        mode: Mode | None = None,
         positions: Positions = "all",
         level: float | None = None,
     ) -> Handle:

@@ -11,7 +11,7 @@ Mechanism: one record, which `Calibration.vector` sets, files keep and exports w
 Limits: the neutral texts themselves are not stored, only their number and a hash of their tokens.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from lrt_lens.adapters.vectors._steering_hook import Mode, Positions
@@ -41,6 +41,18 @@ class Strength:
     """Number of neutral texts on which the damage was measured."""
     texts: str = ""
     """Hash of the tokens of the neutral texts; empty if there are none."""
+    hooks: tuple[str, ...] = ()
+    """Hook points of all vectors that cause the damage together; empty for one vector alone."""
+
+    def without_damage(self) -> "Strength":
+        """Return the same scale and positions, with no damage that is known."""
+        nan = float("nan")
+        return replace(self, damage=nan, budget=nan, n_texts=0, texts="", hooks=())
+
+    @property
+    def meets_budget(self) -> bool:
+        """True if the measured damage is the one that was asked for, within 5 %."""
+        return abs(self.damage - self.budget) <= 0.05 * abs(self.budget)
 
     @property
     def where(self) -> str:
@@ -49,3 +61,17 @@ class Strength:
         chosen = f"{kind[self.positions]} positions" if self.positions != "last" else "the last one"
         after = f", without the first {self.skip_first}" if self.skip_first else ""
         return f"{chosen}{after}"
+
+
+def with_defaults(
+    known: Strength | None, scale: float | None, mode: Mode | None, level: float | None
+) -> tuple[float, Mode, float | None]:
+    """Return scale, mode and level; what is None is taken from a strength, else 1 and ``"add"``."""
+    chosen: Mode = mode or ("add" if known is None else known.mode)
+    if known is None or known.mode != chosen:
+        return (1.0 if scale is None else scale), chosen, level
+    return (
+        (known.scale if scale is None else scale),
+        chosen,
+        known.level if level is None else level,
+    )

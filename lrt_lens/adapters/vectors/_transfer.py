@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from lrt_lens.adapters.vectors._mapped_length import resized
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
+from lrt_lens.adapters.vectors._strength import Strength
 from lrt_lens.adapters.vectors._transfer_route import TransferRoute
 from lrt_lens.stitching._affine import AffineMap, MapPair
 from lrt_lens.stitching._stitch_data import StitchData, transfer_artefact
@@ -70,10 +71,20 @@ def transfer_vector(
         median_norm=stitch.target_statistics.median_norm,
         transferred_by="stitch",
         route=route_of(stitch, through),
-        # A scale was calibrated on the source.
-        strength=None,
+        strength=_kept(vector),
         file=None,
     )
+
+
+def _kept(vector: SteeringVector) -> Strength | None:
+    """Return the strength of a transferred vector; a scale that was calibrated is forgotten.
+
+    A file of another program says what is done with its vector, which the transfer keeps, but not
+    at which damage; a level of the source means nothing in the target.
+    """
+    if vector.file is None or vector.strength is None:
+        return None
+    return replace(vector.strength.without_damage(), level=None)
 
 
 def route_of(stitch: StitchData, through: AffineMap | None = None) -> TransferRoute:

@@ -30,6 +30,7 @@ from lrt_lens.adapters.vectors._ablation import ablation_hooks
 from lrt_lens.adapters.vectors._intervention import Intervention
 from lrt_lens.adapters.vectors._steering_hook import adding, setting
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
+from lrt_lens.adapters.vectors._strength import with_defaults
 from lrt_lens.models._hook_points import resolve
 from lrt_lens.models._hooked_model import HookedModel, load_model
 from lrt_lens.models._hugging_face_engine import HuggingFaceEngine
@@ -68,8 +69,8 @@ def bake_vector(
     model: ModelLike,
     folder: str | Path,
     *,
-    scale: float = 1.0,
-    mode: Literal["add", "ablate"] = "add",
+    scale: float | None = None,
+    mode: Literal["add", "ablate"] | None = None,
     form: Literal["weights", "lora"] = "weights",
     dtype: str | torch.dtype | None = None,
 ) -> Path:
@@ -89,8 +90,9 @@ def bake_vector(
         vector: a vector, or vectors at several hook points (one, for ``"ablate"``).
         model: the model that is steered, as `HookedModel.load` takes it.
         folder: a new or empty folder, or an earlier bake, which is replaced as a whole.
-        scale: multiple of the vector that is added; 1 for ``"ablate"``.
-        mode: ``"add"`` or ``"ablate"``.
+        scale: multiple of the vector that is added; 1 for ``"ablate"``. Default: that of the
+            vector's ``strength``, else 1.
+        mode: ``"add"`` or ``"ablate"``. Default: that of the vector's ``strength``, else ``"add"``.
         form: ``"weights"``, or ``"lora"`` for an adapter of rank 1 (needs ``lrt-lens[peft]``).
         dtype: dtype of the weights that are written. Default: that of a model in memory, or of the
             checkpoint if ``model`` is a name.
@@ -104,7 +106,8 @@ def bake_vector(
         ValueError: a wrong scale, mode or form, a quantised model, or one of TransformerLens.
     """
     vectors = (vector,) if isinstance(vector, SteeringVector) else tuple(vector)
-    _check_options(vectors, scale, mode, form)
+    settled_scale, settled_mode = _strength(vectors, scale, mode)
+    _check_options(vectors, settled_scale, settled_mode, form)
     folder = Path(folder)
     earlier = refuse_other_folder(folder)
     if form == "lora":
@@ -115,7 +118,7 @@ def bake_vector(
         one.refuse_other_model(hooked)
     vectors = tuple(replace(one, hook=resolve(one.hook, hooked)) for one in vectors)
     written_dtype = _dtype(dtype, model, hooked)
-    baker = _Baker(hooked, vectors, scale, mode, form, written_dtype)
+    baker = _Baker(hooked, vectors, settled_scale, settled_mode, form, written_dtype)
     record: dict[str, Any] = {}
 
     def write(staging: Path) -> None:
@@ -129,6 +132,20 @@ def bake_vector(
         (folder / name).unlink(missing_ok=True)
     _tell(record, folder)
     return folder
+
+
+def _strength(
+    vectors: Sequence[SteeringVector], scale: float | None, mode: Any
+) -> tuple[float, Any]:
+    """Return scale and mode, by default those that all vectors remember."""
+    known = {one.strength for one in vectors}
+    if len(known) > 1 and (scale is None or mode is None):
+        raise ValueError(
+            f"the vectors have {len(known)} different strengths; give scale= and mode="
+        )
+    strength = known.pop() if len(known) == 1 else None
+    found = with_defaults(strength, scale, mode, None)
+    return found[0], found[1]
 
 
 class _Baker:

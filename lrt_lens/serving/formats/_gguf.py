@@ -45,6 +45,8 @@ _VERSIONS = (1, 2)
 """Versions of GLP that are read."""
 _SCALES = ("glp.dir_scales", "glp.layer_scales")
 """Keys of GLP for strengths of single directions or layers."""
+_DEPENDENT = 1e-4
+"""Sine of the angle to the span of the others, below which a direction is taken for dependent."""
 _ORTHONORMAL = 1e-3
 """Largest deviation from orthonormal rows that GLP's readers accept."""
 _OUR_KEYS = frozenset({"general.architecture", "controlvector.layer_count"})
@@ -53,7 +55,9 @@ _OUR_KEYS = frozenset({"general.architecture", "controlvector.layer_count"})
 
 def write_control_vector(served: ServedVectors, path: Path) -> None:
     """Write a control vector for llama.cpp and repeng; the scale is multiplied in."""
-    directions = {f"direction.{block}": served.scale * rows[0] for block, rows in _sorted(served)}
+    directions = {
+        f"direction.{block}": served.scale * rows[0].float() for block, rows in _sorted(served)
+    }
     _write(served, path, directions, {})
 
 
@@ -69,7 +73,7 @@ def write_glp(served: ServedVectors, path: Path) -> None:
     factor = 1.0 if keeps_alpha else served.scale
     rank = max(len(rows) for rows in served.layers.values())
     directions = {
-        f"direction.{block}" + (f".{j}" if j else ""): factor * row
+        f"direction.{block}" + (f".{j}" if j else ""): factor * row.float()
         for block, rows in _sorted(served)
         for j, row in enumerate(rows if is_added else _orthonormal(rows))
     }
@@ -90,7 +94,7 @@ def write_glp(served: ServedVectors, path: Path) -> None:
     for key, name in (("glp.method", "method"), ("glp.contrast", "contrast")):
         if vectors[0].get(name):
             keys[key] = str(vectors[0][name])
-    if name := served.record.get("model", {}).get("name"):
+    if name := (served.record.get("model") or {}).get("name"):
         keys |= {"general.base_model.count": np.uint32(1), "general.base_model.0.name": name}
         keys["general.base_model.0.version"] = str(served.record["model"]["revision"])
     _write(served, path, directions, keys)
@@ -111,6 +115,7 @@ def read_control_vector(path: Path) -> ServedVectors:
         )
     rows = _directions(path, tensors)
     mode, scale = _glp_mode(path, keys)
+    _refuse_contradiction(path, keys, rows)
     if any(len(found) > 1 for found in rows.values()):
         _refuse_subspace(path, keys, rows)
     record = json_object(path, keys[_RECORD], "its record") if _RECORD in keys else {}
@@ -165,6 +170,26 @@ def _glp_mode(path: Path, keys: dict[str, Any]) -> tuple[Any, float]:
     return modes[word], float(keys.get(_ALPHA, 1.0))
 
 
+def _refuse_contradiction(path: Path, keys: dict[str, Any], rows: dict[int, list[Tensor]]) -> None:
+    """Raise `FileFormatError` if keys of GLP say something else than the tensors."""
+    content = hashlib.sha256()
+    for row in (row for block in sorted(rows) for row in rows[block]):
+        content.update(_array(row).tobytes())
+    rank = max(len(found) for found in rows.values())
+    found = {
+        "glp.layer_ids_zero_based": ",".join(str(block) for block in sorted(rows)),
+        "glp.rank": rank,
+        "glp.content_sha256": content.hexdigest(),
+    }
+    for key, value in found.items():
+        said = keys.get(key)
+        if said not in (None, "") and str(said).replace(" ", "") != str(value):
+            raise FileFormatError(
+                f"{str(path)!r} has {key} {str(said)[:80]!r}, and its tensors say"
+                f" {str(value)[:80]!r}: it was changed, or written wrongly; take the original"
+            )
+
+
 def _refuse_subspace(path: Path, keys: dict[str, Any], rows: dict[int, list[Tensor]]) -> None:
     """Raise `FileFormatError` unless several directions of a block are an orthonormal basis."""
     for block, found in rows.items():
@@ -183,10 +208,17 @@ def _orthonormal(rows: Tensor) -> Tensor:
     given = rows.double()
     unit = torch.eye(len(given), dtype=given.dtype, device=given.device)
     # Rows that are orthonormal already keep every bit.
-    if float((given @ given.T - unit).abs().max()) < 1e-6:
+    if float((given @ given.T - unit).abs().max()) < _ORTHONORMAL:
         return rows
     # Qᵀ of the QR decomposition of Rᵀ, with signs so that each row points as the given one.
-    q, r = torch.linalg.qr(rows.double().T)
+    q, r = torch.linalg.qr(given.T)
+    # |r_jj| / ‖row j‖ is the sine of the angle between a row and the span of those before it.
+    sines = torch.diagonal(r).abs() / given.norm(dim=1)
+    if float(sines.min()) < _DEPENDENT:
+        raise ValueError(
+            f"{len(rows)} directions at one block span fewer dimensions (the smallest sine is"
+            f" {float(sines.min()):.2g}); expected linearly independent ones: leave one out"
+        )
     return (q * torch.sign(torch.diagonal(r))).T.float()
 
 
@@ -212,7 +244,12 @@ def _write(
         f"{ARCHITECTURE}.layer_count": np.uint32(len(served.layers)),
     }
     # What an earlier file said stays, unless it is written anew.
-    stored = {key: value for key, value in served.facts.items() if not key.startswith("glp.")}
+    is_glp_file = "glp.mode" in keys
+    stored = {
+        key: value
+        for key, value in served.facts.items()
+        if is_glp_file or not key.startswith("glp.")
+    }
     for key, value in (stored | known | keys).items():
         _put(writer, key, value)
     if served.record:

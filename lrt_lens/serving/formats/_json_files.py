@@ -23,14 +23,34 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrt_lens._stored_fields import as_damage, read_json_file
+from lrt_lens._stored_fields import as_damage
 from lrt_lens.errors import FileFormatError
 from lrt_lens.serving.formats._content import ServedVectors
 
 _DTYPES = {"float32": np.float32, "float16": np.float16, "float64": np.float64, "int16": np.int16}
 """Types in which vllm-lens stores numbers; bfloat16 as int16."""
+_DEFAULT_STRENGTH = 10.0
+"""Strength of a vector of Neuronpedia that names none."""
 _HOOK_TYPES = ("hook_resid_pre", "hook_resid_post")
 """Hook types of Neuronpedia; files are written with the first, which every version reads."""
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file; a list of one object, as vllm-lens takes it, is read too.
+
+    Raises:
+        FileFormatError: the file holds something else.
+    """
+    with as_damage(path):
+        content = json.loads(path.read_text(encoding="utf-8"))
+    if isinstance(content, list) and len(content) == 1:
+        [content] = content
+    if not isinstance(content, dict):
+        raise FileFormatError(
+            f"{str(path)!r} holds JSON with a {type(content).__name__}; expected one vector with"
+            " fields by name: write one file for each vector"
+        )
+    return content
 
 
 # ---------------------------------------------------------------------------------------- vllm-lens
@@ -63,7 +83,7 @@ def read_vllm_lens(path: Path) -> ServedVectors:
     Raises:
         FileFormatError: another layout, ``norm_match``, or activations of single positions.
     """
-    content = read_json_file(path)
+    content = read_json_object(path)
     if content.get("norm_match") or content.get("position_indices") is not None:
         raise FileFormatError(
             f"{str(path)!r} has norm_match {content.get('norm_match')!r} and position_indices"
@@ -73,10 +93,11 @@ def read_vllm_lens(path: Path) -> ServedVectors:
     with as_damage(path):
         rows = _tensor(path, content["activations"])
         blocks = [int(block) for block in content["layer_indices"]]
-        if rows.ndim != 2 or len(rows) != len(blocks) or min(blocks) < 0:
+        is_once = len(set(blocks)) == len(blocks) > 0
+        if rows.ndim != 2 or len(rows) != len(blocks) or not is_once or min(blocks) < 0:
             raise FileFormatError(
                 f"{str(path)!r} has activations {list(rows.shape)} for the layers {blocks[:5]};"
-                " expected [layer, d_model], and layers from 0 on"
+                " expected [layer, d_model], and layers from 0 on, each once"
             )
         return ServedVectors(
             {block: row[None] for block, row in zip(blocks, rows, strict=True)},
@@ -124,7 +145,7 @@ def read_aisteer360(path: Path) -> ServedVectors:
         FileFormatError: another layout, or several rows at a layer, which are positions, heads or
             a plane, as the control says that wrote them.
     """
-    content = read_json_file(path)
+    content = read_json_object(path)
     layers = {}
     with as_damage(path):
         for key, value in content["directions"].items():
@@ -135,12 +156,16 @@ def read_aisteer360(path: Path) -> ServedVectors:
                     f"{str(path)!r} has rows {list(rows.shape)} at layer {key}; expected one"
                     " direction [1, d_model]: positions, heads and planes are no steering vector"
                 )
+            if not key.isdecimal():
+                raise FileFormatError(
+                    f"{str(path)!r} has the layer {key[:20]!r}; expected the number of a block"
+                )
             layers[int(key)] = rows
-    kept = ("explained_variances", "probe_accuracies")
+    own = ("model_type", "directions")
     return ServedVectors(
         layers,
         model_type=str(content.get("model_type") or ""),
-        facts={key: content[key] for key in kept if key in content},
+        facts={key: value for key, value in content.items() if key not in own},
     )
 
 
@@ -150,12 +175,14 @@ def read_aisteer360(path: Path) -> ServedVectors:
 def write_neuronpedia(served: ServedVectors, path: Path) -> None:
     """Write the body of a request to ``api/vector/new``; the scale is the default strength."""
     [(block, rows)] = served.layers.items()
+    kind = served.facts.get("hookType") or _HOOK_TYPES[0]
     vectors = served.record.get("vectors") or [{}]
     content = {
-        "modelId": served.facts.get("modelId") or served.record.get("model", {}).get("name", ""),
+        "modelId": served.facts.get("modelId")
+        or (served.record.get("model") or {}).get("name", ""),
         # The stream behind block L is the stream before block L + 1.
-        "layerNumber": block + 1,
-        "hookType": _HOOK_TYPES[0],
+        "layerNumber": block + (kind == _HOOK_TYPES[0]),
+        "hookType": kind,
         "vector": rows[0].tolist(),
         "vectorDefaultSteerStrength": served.scale,
         "vectorLabel": served.facts.get("vectorLabel") or vectors[0].get("name", "vector"),
@@ -169,7 +196,7 @@ def read_neuronpedia(path: Path) -> ServedVectors:
     Raises:
         FileFormatError: another layout, another hook type, or the stream before block 0.
     """
-    content = read_json_file(path)
+    content = read_json_object(path)
     with as_damage(path):
         kind, number = content["hookType"], int(content["layerNumber"])
         if kind not in _HOOK_TYPES:
@@ -177,12 +204,14 @@ def read_neuronpedia(path: Path) -> ServedVectors:
                 f"{str(path)!r} has the hookType {kind!r}; expected one of {list(_HOOK_TYPES)}"
             )
         block = number - (kind == _HOOK_TYPES[0])
+        strength = content.get("vectorDefaultSteerStrength")
         if block < 0:
             raise FileFormatError(
                 f"{str(path)!r} steers the stream before block 0; expected that behind a block"
             )
         return ServedVectors(
             {block: torch.tensor(content["vector"], dtype=torch.float32)[None]},
-            scale=float(content.get("vectorDefaultSteerStrength") or 1.0),
-            facts={key: str(content.get(key) or "") for key in ("modelId", "vectorLabel")},
+            scale=_DEFAULT_STRENGTH if strength is None else float(strength),
+            facts={key: str(content.get(key) or "") for key in ("modelId", "vectorLabel")}
+            | {"hookType": kind},
         )

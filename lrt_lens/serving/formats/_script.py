@@ -8,7 +8,7 @@ in batches.
     write_script(served, folder)        # folder/steer.py, folder/directions.safetensors
     script(served)                      # the text of steer.py
 
-Limits: attention masks of four axes are not read; the positions are then columns.
+Limits: rows of one call that have other lengths and no mask are counted in columns.
 """
 
 import json
@@ -46,13 +46,22 @@ _COUNTING = """
         tokens = kwargs.get("input_ids", args[0] if args else None)
         tokens = kwargs.get("inputs_embeds") if tokens is None else tokens
         cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
-        n_before = 0 if cache is None else cache.get_seq_length()
-        if mask is None or mask.ndim != 2:
-            mask = torch.ones(tokens.shape[0], n_before + tokens.shape[1])
-        seen["steered"] = (mask.cumsum(1) > SKIP_FIRST)[:, -tokens.shape[1] :, None]
+        n_tokens, n_before = tokens.shape[1], 0 if cache is None else cache.get_seq_length()
+        if torch.is_tensor(mask) and mask.ndim == 2:
+            number = mask.cumsum(1)[:, int(n_before) :][:, :n_tokens]
+        elif kwargs.get("position_ids") is not None:
+            number = kwargs["position_ids"].reshape(-1, n_tokens) + 1
+        elif torch.is_tensor(mask):
+            # True, or a number near 0, where a token is seen.
+            seen_tokens = mask if mask.dtype == torch.bool else mask > -1
+            number = seen_tokens[:, 0].sum(-1)
+        else:
+            number = torch.arange(n_tokens)[None] + int(n_before) + 1
+        seen["steered"] = (number > SKIP_FIRST)[..., None]
 
     seen = {}
-    handles = [model.register_forward_pre_hook(count, with_kwargs=True)]
+    inner = getattr(model, "base_model", model)
+    handles = [inner.register_forward_pre_hook(count, with_kwargs=True)]
 """
 _TEMPLATE = '''"""Steer a Hugging Face model with the directions in {tensors}, written by lrt_lens.
 

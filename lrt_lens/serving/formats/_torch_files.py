@@ -103,7 +103,7 @@ def write_steering_vectors(served: ServedVectors, path: Path) -> None:
     _save(
         {
             "layer_activations": {
-                block: _plain(served.scale * rows[0])
+                block: _scaled(rows[0], served.scale)
                 for block, rows in sorted(served.layers.items())
             },
             "layer_type": _BLOCK_LAYER,
@@ -119,6 +119,9 @@ def read_steering_vectors(path: Path) -> ServedVectors:
         FileFormatError: another layout, or a layer type that is no block.
     """
     content = read_torch_file(path)
+    if content and all(type(key) is int for key in content):
+        # The activations were saved alone.
+        content = {"layer_activations": content, "layer_type": _BLOCK_LAYER}
     if content.get("layer_type") != _BLOCK_LAYER:
         raise FileFormatError(
             f"{str(path)!r} has the layer_type {content.get('layer_type')!r}; expected"
@@ -156,8 +159,8 @@ def read_torch_file(path: Path) -> dict[Any, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251
     except pickle.UnpicklingError as error:
         raise FileFormatError(
-            f"{str(path)!r} holds more than tensors and plain values, and reading it could run code"
-            f" ({str(error).strip().splitlines()[0][:120]}); save a dictionary of tensors instead"
+            f"{str(path)!r} holds more than tensors and plain values, and reading it could run"
+            " code; save a dictionary of tensors, numbers and texts instead"
         ) from error
     except (OSError, ValueError, RuntimeError, EOFError, KeyError) as error:
         raise damage(path, error) from error
@@ -177,6 +180,8 @@ def direction_of(path: Path, name: str, value: Any) -> Tensor:
     Raises:
         FileFormatError: it is no tensor of one dimension of floating point.
     """
+    if isinstance(value, Tensor) and value.ndim == 2 and len(value) == 1:
+        value = value[0]
     if not isinstance(value, Tensor) or value.ndim != 1 or not value.is_floating_point():
         found = (
             f"{value.dtype} {list(value.shape)}"
@@ -188,6 +193,11 @@ def direction_of(path: Path, name: str, value: Any) -> Tensor:
             " point"
         )
     return value.detach().clone()
+
+
+def _scaled(direction: Tensor, scale: float) -> Tensor:
+    """Return a multiple, computed in float32 unless it is the direction itself."""
+    return _plain(direction if scale == 1 else scale * direction.float())
 
 
 def _plain(direction: Tensor) -> Tensor:
