@@ -9,6 +9,8 @@ differences on a logarithmic axis, and a dotted line at the largest one that is 
 Limits: the axis has no 0, so smaller differences than `FLOOR` are drawn there.
 """
 
+import math
+
 import pandas as pd
 
 from lrt_lens.figures._plotly import go
@@ -59,14 +61,17 @@ def served_figure(table: pd.DataFrame, *, limit: float) -> "go.Figure":
             hovertemplate=hover,
         )
         figure.add_trace(trace)
-    figure.add_vline(x=limit, line=DOTTED, annotation_text=f"allowed: {limit:g}")
+    figure.add_vline(x=limit, line=DOTTED)
+    # An annotation of a logarithmic axis is placed by the logarithm.
+    place = {"x": math.log10(limit), "y": 1, "yref": "paper", "yanchor": "bottom"}
+    figure.add_annotation(text=f"allowed: {limit:g}", showarrow=False, **place)
     figure.update_xaxes(
         type="log", title_text="max |Δ logits| against our hook", exponentformat="e"
     )
     figure.update_yaxes(**categories([str(name) for name in table["name"]]))
     title = {
         "text": "Programs with an exported vector, against our hook",
-        "subtitle": {"text": f"largest over prompts; below {FLOOR:g} drawn at {FLOOR:g}"},
+        "subtitle": {"text": f"0 and all below {FLOOR:g} are drawn at {FLOOR:g}"},
     }
     height = 210 + 26 * len(table)
     layout = {"template": use_template(), "title": title, "height": height, "margin": {"t": 90}}

@@ -28,8 +28,11 @@ def test_every_file_has_both_differences_on_an_axis_without_zero() -> None:
 
 
 def test_the_limit_is_a_line() -> None:
-    (line,) = served_figure(TABLE, limit=1e-4).layout.shapes
-    assert (line.x0, line.x1) == (1e-4, 1e-4)
+    layout = served_figure(TABLE, limit=1e-4).layout
+    assert (layout.shapes[0].x0, layout.shapes[0].x1) == (1e-4, 1e-4)
+    # Annotations of a logarithmic axis are placed by the logarithm.
+    (label,) = layout.annotations
+    assert (label.text, label.x) == ("allowed: 0.0001", -4)
 
 
 def test_another_table_is_refused() -> None:
