@@ -134,8 +134,8 @@ def reproduce(options: Options) -> Reproduction:
     with tempfile.TemporaryDirectory() as folder:
         table = pd.DataFrame(measured(pair.target, scales, neutral, engine, Path(folder)))
         rules = rules_of(pair.target, scales, neutral, Path(folder))
-    difference, away = table["difference"].max(), table["one_block_away"].min()
-    passed, n = int(table["passed"].sum()), len(table)
+    difference, away = max(table["difference"].to_list()), min(table["one_block_away"].to_list())
+    passed, n = sum(table["passed"].to_list()), len(table)
     ours, every, _ = rules["scale"].to_list()
     damage, _, copied = rules["damage"].to_list()
     first = transferred.skip_first
@@ -148,8 +148,8 @@ def reproduce(options: Options) -> Reproduction:
         compared=[
             Compared(
                 "largest max |Δ logits| against our hook",
-                float(difference),
-                control=float(away),
+                difference,
+                control=away,
                 control_name="smallest one block away",
             ),
             Compared(
@@ -223,7 +223,7 @@ def measured(
 
 
 def row_of(check: ExportCheck) -> dict[str, Any]:
-    """What a check measured."""
+    """The row of a check: its engine, and what it measured."""
     return {
         "engine": check.engine,
         "version": check.version,
@@ -256,9 +256,12 @@ def rules_of(
 
 def verdict_of(table: pd.DataFrame) -> Verdict:
     """Rule: every check passes, and every difference is small and far below that of a neighbour."""
-    if not (table["passed"] & (table["one_block_away"] >= APART * table["difference"])).all():
+    rows = table.to_dict("records")
+    if not all(
+        row["passed"] and row["one_block_away"] >= APART * row["difference"] for row in rows
+    ):
         return "does not survive its null"
-    return "holds" if (table["difference"] <= LIMIT).all() else "holds with a caveat"
+    return "holds" if all(row["difference"] <= LIMIT for row in rows) else "holds with a caveat"
 
 
 def figure(table: pd.DataFrame) -> go.Figure:

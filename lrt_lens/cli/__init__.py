@@ -78,9 +78,17 @@ class Demo:
             summary.loc[:, columns],
         )
         if result.exports:
+            names = {
+                "file": "file",
+                "passed": "passed",
+                "max_difference": "at its block",
+                "one_block_away": "one away",
+                "damage": "damage",
+            }
+            exports = tables["exports"].rename(columns=names)
             print_table(
-                "Exported and checked: max |Δ logits| against the hook, damage in nats per token",
-                tables["exports"].drop(columns=["budget", "engine"]),
+                "Exported and checked: max |Δ logits| against our hook",
+                exports.loc[:, list(names.values())],
             )
         say(f"{result.stitch}\n{result.seconds:.0f} s. Open {report}")
 

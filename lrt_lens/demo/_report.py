@@ -239,6 +239,7 @@ def _concept(result: DemoResult, concept: str, evaluation: SteeringEvaluation) -
 
 def _exports(result: DemoResult) -> Section:
     table = exports_table(result)
+    passed = [check.passed for check in result.exports.values()]
     files = [
         f"{row['file']} ({row['format']}): max |Δ logits| {row['max_difference']:.1g} against the "
         f"hook at its block, {row['one_block_away']:.2g} one block away; it steers from position "
@@ -247,7 +248,7 @@ def _exports(result: DemoResult) -> Section:
         for row in table.to_dict("records")
     ]
     text = (
-        f"Exported and checked: {int(table['passed'].sum())} of {len(table)} files of the "
+        f"Exported and checked: {sum(passed)} of {len(passed)} files of the "
         "transferred vector steer as the hook here does. "
         + "; ".join(files)
         + ". The files are run in plain transformers by the rule of their format."
