@@ -38,7 +38,7 @@ class Demo:
     """
 
     out: Path = Path("demo-report")
-    """Folder for results.json, report.html and stitch/."""
+    """Folder for results.json, report.html, stitch/ and vectors/."""
     n_tokens: int = 120_000
     """Number of tokens of the harvest."""
     damage: float = 0.1
@@ -66,9 +66,11 @@ class Demo:
             n_random=self.n_random,
             seed=self.seed,
             progress=self.progress,
+            vectors=self.out / "vectors",
         )
         report = write_demo(result, self.out)
-        summary = demo_tables(result)["steering_summary"].rename(
+        tables = demo_tables(result)
+        summary = tables["steering_summary"].rename(
             columns={"effect_at_equal_damage": "effect", "fraction_of_native": "of native"}
         )
         columns = ["concept", "arm", "scale", "effect", "low", "high", "of native", "flag"]
@@ -76,6 +78,19 @@ class Demo:
             f"Effect in nats of log-odds, at {self.damage:g} nats per token of damage",
             summary.loc[:, columns],
         )
+        if result.exports:
+            names = {
+                "file": "file",
+                "passed": "passed",
+                "max_difference": "at its block",
+                "one_block_away": "one away",
+                "damage": "damage",
+            }
+            exports = tables["exports"].rename(columns=names)
+            print_table(
+                "Exported and checked: max |Δ logits| against our hook",
+                exports.loc[:, list(names.values())],
+            )
         say(f"{result.stitch}\n{result.seconds:.0f} s. Open {report}")
 
 

@@ -4,9 +4,10 @@ Problem: a transfer is convincing only next to its controls. Mechanism: every nu
 comes with its interval or its control.
 
 Sections of the report: key numbers, the grid with its null, the stitched loss, vectors at equal
-damage, probes, an SAE.
+damage, the exported vector, probes, an SAE.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,7 @@ def demo_tables(result: DemoResult) -> dict[str, Any]:
         "probes": pd.concat([one.table for one in probes], ignore_index=True),
         "probes_summary": pd.concat([one.summary for one in probes], ignore_index=True),
         "sae": [] if result.sae is None else result.sae.table,
+        "exports": exports_table(result),
         "continuations": [
             {"concept": concept, **row}
             for concept, rows in result.continuations.items()
@@ -103,12 +105,43 @@ def stitched_loss_table(loss: StitchLoss) -> pd.DataFrame:
     return loss.summary.rename(columns=names).loc[:, columns]
 
 
+def exports_table(result: DemoResult) -> pd.DataFrame:
+    """Return one row per exported file: what the program does, compared with our hook.
+
+    Columns: file, format, passed, max_difference (of logits, at the block of the file),
+    one_block_away (the same against our hook at a neighbouring block), first_position (the first
+    that is steered), damage and budget (nats per token on neutral text), engine.
+    """
+    rows = [
+        {
+            "file": f"vectors/{file}",
+            "format": check.format,
+            "passed": check.passed,
+            "max_difference": check.difference,
+            # The last block has one neighbour only.
+            "one_block_away": min(
+                one
+                for one in (check.difference_before, check.difference_after)
+                if not math.isnan(one)
+            ),
+            "first_position": check.first_position,
+            "damage": check.damage,
+            "budget": check.budget,
+            "engine": check.engine,
+        }
+        for file, check in result.exports.items()
+    ]
+    return pd.DataFrame(rows)
+
+
 def demo_report(result: DemoResult) -> str:
     """Return the report as one self-contained HTML page."""
     sections = [_overview(result), _grid(result), _loss(result)]
     sections += [
         _concept(result, concept, evaluation) for concept, evaluation in result.evaluations.items()
     ]
+    if result.exports:
+        sections.append(_exports(result))
     # One section per concept and per task, in the order in which the demo ran them.
     sections += [_probe(result, task) for task in result.probes]
     if result.sae is not None:
@@ -202,6 +235,25 @@ def _concept(result: DemoResult, concept: str, evaluation: SteeringEvaluation) -
         ContinuationCards(result.continuations[concept]),
     ]
     return Section(_TITLES.get(concept, concept), body)
+
+
+def _exports(result: DemoResult) -> Section:
+    table = exports_table(result)
+    passed = [check.passed for check in result.exports.values()]
+    files = [
+        f"{row['file']} ({row['format']}): max |Δ logits| {row['max_difference']:.1g} against the "
+        f"hook at its block, {row['one_block_away']:.2g} one block away; it steers from position "
+        f"{row['first_position']} on, for {row['damage']:.3f} nats per token of damage "
+        f"(asked for {row['budget']:g})"
+        for row in table.to_dict("records")
+    ]
+    text = (
+        f"Exported and checked: {sum(passed)} of {len(passed)} files of the "
+        "transferred vector steer as the hook here does. "
+        + "; ".join(files)
+        + ". The files are run in plain transformers by the rule of their format."
+    )
+    return Section("Exported and checked", [Paragraph(text), Table(table, caption="All files")])
 
 
 def _probe(result: DemoResult, task: str) -> Section:

@@ -7,6 +7,7 @@ from lrt_lens.adapters.probes._evaluation import ProbeEvaluation
 from lrt_lens.adapters.saes._evaluation_result import SAEEvaluation
 from lrt_lens.adapters.vectors._steering_result import SteeringEvaluation
 from lrt_lens.models._pair import ModelPair
+from lrt_lens.serving import ExportCheck
 from lrt_lens.stitching._grid import StitchGrid
 from lrt_lens.stitching._stitch import Stitch
 from lrt_lens.stitching._stitch_loss import StitchLoss
@@ -32,6 +33,8 @@ class DemoResult:
     """Evaluation of the probe of each task."""
     sae: SAEEvaluation | None
     """Evaluation of the SAE; None if the stitch has other hook points than the bundled SAEs."""
+    exports: dict[str, ExportCheck]
+    """Certificate of each exported file of the transferred vector, by the name of the file."""
     arguments: dict[str, Any]
     """Arguments of the run, as they are written into ``results.json``."""
     seconds: float

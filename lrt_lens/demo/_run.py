@@ -2,8 +2,8 @@
 
     lrt-lens demo --out demo-report
 
-Problem: a first look must take minutes and no download. Mechanism: `run_demo` computes;
-`write_demo` writes ``results.json``, ``report.html`` and ``stitch/``.
+Problem: a first look must take minutes and no download. Mechanism: `run_demo` computes, and exports
+a vector into ``vectors/``; `write_demo` writes ``results.json``, ``report.html`` and ``stitch/``.
 
 Limits: the demo reads the bundled models and texts; for other models call the functions that
 `run_demo` calls.
@@ -11,7 +11,9 @@ Limits: the demo reads the bundled models and texts; for other models call the f
 
 import logging
 import math
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 from lrt_lens._numbers import checked_number, checked_whole
@@ -35,13 +37,16 @@ from lrt_lens.bundled._texts import (
     demo_prompts,
     demo_texts,
 )
+from lrt_lens.demo._export import export_checked
 from lrt_lens.demo._result import DemoResult
 from lrt_lens.models._hook_points import same_place
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.moments._harvesting import harvest
+from lrt_lens.serving import ExportCheck
 from lrt_lens.stitching._fit import fit_grid, token_identity_map
+from lrt_lens.stitching._grid import StitchGrid
 from lrt_lens.stitching._stitch import Stitch
-from lrt_lens.stitching._stitch_loss import evaluate_stitch_loss
+from lrt_lens.stitching._stitch_loss import StitchLoss, evaluate_stitch_loss
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +56,9 @@ PROBE_TASKS = ("sentiment", "register")
 """Tasks of the probes: is a review positive; is a text a story or a review."""
 REFIT_TOKENS = 12_000
 """Number of tokens on which the SAE is refitted, few to keep the demo short."""
+_EXPORT_TEXTS = 8
+"""Number of neutral texts on which the exported vector is calibrated, few to keep the demo
+short."""
 _CONTINUATION_ARMS = ("none", "native", "transferred", "shuffled")
 """Arms whose continuations are shown side by side."""
 _CONTINUATION_BOOST = 2.0
@@ -70,6 +78,7 @@ def run_demo(
     damage: float = 0.1,
     seed: int = 0,
     progress: bool = True,
+    vectors: Path | None = None,
 ) -> DemoResult:
     """Return a stitch of the bundled pair and the evaluations of all that it transfers.
 
@@ -84,8 +93,10 @@ def run_demo(
         damage: nats per token on neutral text at which vectors are compared.
         seed: seed of folds, draws and bootstraps.
         progress: show progress bars.
+        vectors: folder of the exported vector of the first concept; a temporary one if None.
 
     Raises:
+        OSError: the vector cannot be written.
         ValueError: a number is out of its range.
     """
     arguments = {
@@ -102,7 +113,6 @@ def run_demo(
     common: dict[str, Any] = {"seed": seed, "progress": progress}
     steps = _progress_bar(3 + len(concepts) + len(PROBE_TASKS), progress)
     pair = demo_pair()
-    steps.update()
     # `fit_stitches` does the same: the moments of this pair fit any memory.
     grid = fit_grid(harvest(pair, demo_documents(), n_tokens=n_tokens, **common), progress=progress)
     # The source layer is fixed; cross-validation chooses the target layer.
@@ -115,13 +125,13 @@ def run_demo(
         prompts = demo_prompts(concept)[:4]
         continuations[concept] = sample_continuations(pair, evaluation, prompts, seed=seed)
         steps.update()
-    common_loss = {"n_tokens": loss_tokens, **common}
-    token = token_identity_map(grid.moments, stitch.target_hook)
-    loss = evaluate_stitch_loss(pair, stitch, demo_documents(), token_maps=token, **common_loss)
+    loss = _evaluate_loss(pair, grid, stitch, n_tokens=loss_tokens, **common)
     for task in PROBE_TASKS:
         probes[task] = _evaluate_task(pair, stitch, task, **common)
         steps.update()
-    sae = evaluate_demo_saes(pair, stitch, n_random=n_random, **common_loss)
+    sae = evaluate_demo_saes(pair, stitch, n_random=n_random, n_tokens=loss_tokens, **common)
+    steps.update()
+    exports = _exported(pair, evaluations[concepts[0]], vectors)
     steps.update()
     steps.close()
     return DemoResult(
@@ -133,6 +143,7 @@ def run_demo(
         loss=loss,
         probes=probes,
         sae=sae,
+        exports=exports,
         arguments=arguments,
         seconds=time.perf_counter() - started,
     )
@@ -158,6 +169,11 @@ def _progress_bar(total: int, progress: bool) -> Any:
     return tqdm(total=total, desc="demo", disable=not progress, bar_format=bar_format)
 
 
+def _evaluate_loss(pair: ModelPair, grid: StitchGrid, stitch: Stitch, **options: Any) -> StitchLoss:
+    token = token_identity_map(grid.moments, stitch.target_hook)
+    return evaluate_stitch_loss(pair, stitch, demo_documents(), token_maps=token, **options)
+
+
 def _evaluate_task(pair: ModelPair, stitch: Stitch, task: Any, **options: Any) -> ProbeEvaluation:
     texts, labels = demo_texts(task)
     return evaluate_probe(
@@ -174,6 +190,19 @@ def _evaluate_concept(
     items, neutral = demo_items(concept), demo_neutral()[:20]
     draws = dict.fromkeys(("n_random", "n_permuted", "n_shuffled"), n_random)
     return evaluate_steering(pair, stitch, vector, items, neutral=neutral, **draws, **options)
+
+
+def _exported(
+    pair: ModelPair, evaluation: SteeringEvaluation, folder: Path | None
+) -> dict[str, ExportCheck]:
+    """Return the certificates of the exported vector, by file."""
+    if folder is None:
+        with tempfile.TemporaryDirectory() as temporary:
+            return _exported(pair, evaluation, Path(temporary))
+    vector, neutral = evaluation.vectors["transferred"], demo_neutral()[:_EXPORT_TEXTS]
+    return export_checked(
+        pair.target, vector, neutral, evaluation.budget, evaluation.concept, folder
+    )
 
 
 def evaluate_demo_saes(pair: ModelPair, stitch: Stitch, **options: Any) -> SAEEvaluation | None:

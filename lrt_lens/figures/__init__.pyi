@@ -1,6 +1,7 @@
 from ._layer_choice import layer_choice_figure as layer_choice_figure
 from ._probes import probe_figure as probe_figure
 from ._sae import sae_figure as sae_figure
+from ._serving import served_figure as served_figure
 from ._similarity import similarity_figure as similarity_figure
 from ._similarity import similarity_lines_figure as similarity_lines_figure
 from ._steering import summary_figure as summary_figure

@@ -48,8 +48,8 @@ def run(
         arguments: words of the command line; those of the process if None.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    # These libraries log each start of the browser at the level INFO.
-    for noisy in ("kaleido", "choreographer", "logistro"):
+    # These libraries log each start of the browser and each written file at the level INFO.
+    for noisy in ("kaleido", "choreographer", "logistro", "gguf"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     options = read_options(reproduce, arguments)
     interrupts = Interrupts()

@@ -33,7 +33,7 @@ so in its ``flag``.
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial, reduce
+from functools import cached_property, partial, reduce
 from itertools import combinations
 from typing import cast
 
@@ -107,12 +107,23 @@ class Clusters:
         Cameron, Gelbach and Miller (2011), eq. 2.11, but at least that of any single factor.
         """
         single = [_one_way(influence, one) for one in self.factors]
-        total = 0.0
-        for size in range(1, len(self.factors) + 1):
-            for some in combinations(self.factors, size):
-                shared = label_numbers(list(zip(*(one.tolist() for one in some), strict=True)))
-                total += (-1) ** (size + 1) * _one_way(influence, shared)
+        total = sum(sign * _one_way(influence, shared) for sign, shared in self._shared)
         return max(total, *single)
+
+    @cached_property
+    def _shared(self) -> list[tuple[int, np.ndarray]]:
+        """Sign and clusters of each set of factors, (−1)^(size + 1) and [unit].
+
+        An interval asks for dozens of variances, and labels are slow to number.
+        """
+        return [
+            (
+                (-1) ** (size + 1),
+                label_numbers(list(zip(*(one.tolist() for one in some), strict=True))),
+            )
+            for size in range(1, len(self.factors) + 1)
+            for some in combinations(self.factors, size)
+        ]
 
 
 def few_units(n: int, name: str = "items") -> str:

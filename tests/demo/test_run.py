@@ -91,7 +91,12 @@ def test_continuations_share_no_content_word_with_the_contrast_set(concept: Any)
 
 def test_the_demo_writes_what_it_promises(tmp_path: Path) -> None:
     result = run_demo(
-        concepts=("sentiment",), n_tokens=8_000, n_random=2, loss_tokens=600, progress=False
+        concepts=("sentiment",),
+        n_tokens=8_000,
+        n_random=2,
+        loss_tokens=600,
+        progress=False,
+        vectors=tmp_path / "vectors",
     )
     report = write_demo(result, tmp_path)
     results = json.loads((tmp_path / "results.json").read_text())
@@ -135,6 +140,21 @@ def test_the_demo_writes_what_it_promises(tmp_path: Path) -> None:
     )
     page = report.read_text(encoding="utf-8")
     assert all(prompt in page for prompt in demo_prompts("sentiment")[:2])
+    exports = {row["file"]: row for row in results["exports"]}
+    assert set(exports) == {"vectors/sentiment.gguf", "vectors/sentiment-transformers"}
+    assert all(row["passed"] for row in exports.values())
+    assert all(
+        row["max_difference"] < 1e-4 < 0.1 < row["one_block_away"] for row in exports.values()
+    )
+    # llama.cpp steers every position, the script those of `SteeringVector.apply`.
+    assert [row["first_position"] for row in exports.values()] == [0, 4]
+    assert "Exported and checked: 2 of 2 files" in page
+    served = lrt.SteeringVector.load(
+        tmp_path / "vectors" / "sentiment.gguf", model=result.pair.target
+    )
+    transferred = result.evaluations["sentiment"].vectors["transferred"]
+    assert served.hook == transferred.hook
+    assert torch.cosine_similarity(served.direction, transferred.direction, dim=0) > 1 - 1e-6
     stitch = lrt.Stitch.from_pretrained(tmp_path / "stitch")
     torch.testing.assert_close(stitch.up.weight, result.stitch.up.weight.float())
     assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".")]
@@ -237,13 +257,39 @@ def test_readme_and_docs_say_what_the_demo_measures(whole: dict[str, pd.DataFram
             (accuracy[task, "transferred"], accuracy[task, "native"]), abs=0.04
         )
     fvu = whole["sae"].set_index("arm")["fvu"]
-    [found] = re.findall(r"FVU (\.\d\d) against (\.\d\d) \(random maps (\.\d\d)\)", readme)
-    assert tuple(map(float, found)) == pytest.approx(
-        (fvu["transferred"], fvu["native"], fvu["random"]), abs=0.02
+    [found] = re.findall(
+        r"FVU (\.\d\d), \[refitted\]\(\S+\) (\.\d\d), against (\.\d\d) "
+        r"\(random maps (\.\d\d), random encoder refitted (\.\d\d)\)",
+        readme,
     )
+    shown = ["transferred", "refitted", "native", "random", "random_refitted"]
+    assert tuple(map(float, found)) == pytest.approx(tuple(fvu[shown]), abs=0.02)
     losses = whole["stitched_loss_arms"].set_index(["route", "arm"])["ce"]
     [found] = re.findall(
         r"loss (\d\.\d\d) against (\d\.\d\d) \(token identity (\d\.\d\d)\)", readme
     )
     expected = (losses["A→B", "stitched"], losses["A→B", "own"], losses["A→B", "token"])
     assert tuple(map(float, found)) == pytest.approx(expected, abs=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("demo")
+def test_the_page_has_the_saes_and_the_exports_of_the_demo(whole: dict[str, pd.DataFrame]) -> None:
+    page = Path(__file__).parents[2].joinpath("docs/results/demo.md").read_text(encoding="utf-8")
+    saes, exports = whole["sae"].set_index("arm"), whole["exports"].set_index("file")
+    table = page[page.index("| SAE on the large model") :]
+    rows = re.findall(r"\| (\d\.\d\d) \(.*?\) \| (\d\.\d\d) \(.*?\) \|$", table, flags=re.M)
+    arms = ["transferred", "refitted", "native", "random_refitted", "shuffled_refitted", "random"]
+    for arm, (fvu, rise) in zip(arms, rows, strict=True):
+        assert float(fvu) == pytest.approx(saes.loc[arm, "fvu"], abs=0.02), arm
+        assert float(rise) == pytest.approx(saes.loc[arm, "delta_ce"], abs=0.05), arm
+    files = re.findall(
+        r"^\| `(vectors/\S+)`.* \| (\d) \| (\d\.\d+) \| \S+ \| (\d\.\d+) \|$", page, flags=re.M
+    )
+    assert [name for name, *_ in files] == list(exports.index)
+    assert exports["passed"].all()
+    assert (exports["max_difference"] < 1e-4).all()
+    for name, first, damage, away in files:
+        assert int(first) == exports.loc[name, "first_position"]
+        assert float(damage) == pytest.approx(exports.loc[name, "damage"], abs=0.005)
+        assert float(away) == pytest.approx(exports.loc[name, "one_block_away"], abs=0.03)

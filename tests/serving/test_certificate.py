@@ -91,7 +91,9 @@ def test_every_format_steers_as_our_hook(
     assert stored["engine"] == check.engine
 
 
-@pytest.mark.parametrize(("to", "mode"), [("glp", "ablate"), ("lm-eval", "clamp")])
+@pytest.mark.parametrize(
+    ("to", "mode", "level"), [("glp", "ablate", None), ("lm-eval", "clamp", 4.0)]
+)
 def test_other_modes(
     vector: SteeringVector, model: Any, tmp_path: Path, to: str, mode: Any, level: float | None
 ) -> None:

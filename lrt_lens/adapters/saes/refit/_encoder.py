@@ -247,20 +247,30 @@ def _levels(
     for start in range(0, folded.W_enc.shape[1], _BLOCK):
         block = slice(start, start + _BLOCK)
         values = pre_activations(folded, states, block, gate)
-        order = values.sort(0, descending=True)
+        ordered = descending(values)
         n = counts[block].clamp_max(len(states) - 1)
-        last = order.values.gather(0, (n - 1).clamp_min(0)[None])[0]
-        following = order.values.gather(0, n[None])[0]
+        last = ordered.gather(0, (n - 1).clamp_min(0)[None])[0]
+        following = ordered.gather(0, n[None])[0]
         # Halfway between the n-th and the next: n rows are above. With n = 0, none is.
         levels.append(torch.where(n > 0, (last + following) / 2, last))
         fires = torch.arange(len(states))[:, None] < n
-        above.append((order.values * fires).sum(0) / n.clamp_min(1))
-        size = order.values
+        above.append((ordered * fires).sum(0) / n.clamp_min(1))
+        size = ordered
         if gate == "b_gate":
-            size = pre_activations(folded, states, block, "b_mag").gather(0, order.indices)
+            order = values.argsort(0, descending=True)
+            size = pre_activations(folded, states, block, "b_mag").gather(0, order)
         means.append((size * fires).sum(0) / n.clamp_min(1))
         least.append(size.where(fires, torch.inf).amin(0))
     return torch.cat(levels), torch.cat(above), torch.cat(means), torch.cat(least)
+
+
+def descending(values: Tensor) -> Tensor:
+    """Each column sorted from the largest value down, [row, feature].
+
+    numpy sorts values without their indices with vector instructions, torch does not.
+    """
+    # Rows of the transpose are contiguous, and a negative sign reverses the order.
+    return torch.from_numpy(-np.sort(-values.T.cpu().numpy(), axis=1)).T.to(values.device)
 
 
 def pre_activations(folded: FoldedSae, states: Tensor, block: slice, bias: str = "b_enc") -> Tensor:
