@@ -61,9 +61,7 @@ class Export:
         from lrt_lens.adapters.vectors._steering_vector import SteeringVector
         from lrt_lens.data._documents import iterate_documents
         from lrt_lens.models._hooked_model import load_model
-        from lrt_lens.serving._certificate import check_export
-        from lrt_lens.serving._export import export_vectors, record_path
-        from lrt_lens.serving._formats import FORMATS
+        from lrt_lens.serving import FORMATS, check_export, export_vectors, record_path
 
         if self.check and self.model is None:
             raise ValueError("check needs model=...: the file is compared with our hook in it")

@@ -6,6 +6,7 @@ from ._certificate import check_export as check_export
 from ._dashboards import DashboardSettings as DashboardSettings
 from ._dashboards import write_dashboards as write_dashboards
 from ._export import export_vectors as export_vectors
+from ._export import record_path as record_path
 from ._formats import FORMATS as FORMATS
 from ._formats import VectorFormat as VectorFormat
 from ._hub_upload import push_to_hub as push_to_hub

@@ -62,7 +62,7 @@ TOLERANCE = 1e-3
 """Largest difference of logits beyond that of the unsteered ones, as a share of the largest
 logit."""
 _EFFECT_SHARE = 0.01
-"""The same as a share of the smallest effect of the vector."""
+"""Largest such difference as a share of the smallest effect of the vector."""
 _HALF_STEPS = 2.0
 """Steps of half precision by which equal interventions differ, written in another order."""
 _APART = 10.0

@@ -189,14 +189,8 @@ def evaluate_clamping(
         level = arm.vector.mean_component(pair.target, level_texts)
         if settings.level == "recentred" and arm.name != "native":
             level = transfer.to(arm.vector)
-        intervene = partial(
-            arm.vector.apply,
-            pair.target,
-            scale=1.0,
-            mode="clamp",
-            level=level,
-            positions=settings.positions,
-        )
+        rule: dict[str, Any] = {"mode": "clamp", "level": level, "positions": settings.positions}
+        intervene = partial(arm.vector.apply, pair.target, scale=1.0, **rule)
         of = outcome if arm.draw is None else draws
         texts = of.generate(pair.target, intervene)
         parts.append(_rows(arm.name, arm.draw, level, of, texts))
