@@ -13,6 +13,7 @@ import logging
 import math
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from lrt_lens.bundled._texts import (
 )
 from lrt_lens.demo._export import export_checked
 from lrt_lens.demo._result import DemoResult
+from lrt_lens.demo._side_by_side import side_by_side
 from lrt_lens.models._hook_points import same_place
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.moments._harvesting import harvest
@@ -54,6 +56,8 @@ DEMO_SOURCE_LAYER = 2
 """Layer of the small model at which vectors are learnt: the middle, as in the papers."""
 PROBE_TASKS = ("sentiment", "register")
 """Tasks of the probes: is a review positive; is a text a story or a review."""
+SAE_MAPS = 8
+"""Largest number of random maps of an SAE, few to keep the demo short."""
 REFIT_TOKENS = 12_000
 """Number of tokens on which the SAE is refitted, few to keep the demo short."""
 _EXPORT_TEXTS = 8
@@ -118,19 +122,23 @@ def run_demo(
     # The source layer is fixed; cross-validation chooses the target layer.
     stitch = grid.best(source=source_layer)
     steps.update()
-    evaluations, continuations, probes = {}, {}, {}
-    for concept in concepts:
-        options = {"damage": damage, "n_random": n_random, **common}
-        evaluation = evaluations[concept] = _evaluate_concept(pair, stitch, concept, **options)
-        prompts = demo_prompts(concept)[:4]
-        continuations[concept] = sample_continuations(pair, evaluation, prompts, seed=seed)
-        steps.update()
-    loss = _evaluate_loss(pair, grid, stitch, n_tokens=loss_tokens, **common)
-    for task in PROBE_TASKS:
-        probes[task] = _evaluate_task(pair, stitch, task, **common)
-        steps.update()
-    sae = evaluate_demo_saes(pair, stitch, n_random=n_random, n_tokens=loss_tokens, **common)
-    steps.update()
+    # Bars of several threads would overwrite each other.
+    quiet: dict[str, Any] = {"seed": seed, "progress": False}
+    steered = {"damage": damage, "n_random": n_random, **quiet}
+    of_saes = {"n_random": min(n_random, SAE_MAPS), "n_tokens": loss_tokens, **quiet}
+    tasks: dict[str, Any] = {
+        f"steer {concept}": partial(_steer_concept, pair, stitch, concept, **steered)
+        for concept in concepts
+    }
+    tasks["sae"] = partial(evaluate_demo_saes, pair, stitch, **of_saes)
+    tasks["loss"] = partial(_evaluate_loss, pair, grid, stitch, n_tokens=loss_tokens, **quiet)
+    tasks |= {
+        f"probe {task}": partial(_evaluate_task, pair, stitch, task, **quiet)
+        for task in PROBE_TASKS
+    }
+    found = side_by_side(tasks, steps.update)
+    evaluations = {concept: found[f"steer {concept}"][0] for concept in concepts}
+    continuations = {concept: found[f"steer {concept}"][1] for concept in concepts}
     exports = _exported(pair, evaluations[concepts[0]], vectors)
     steps.update()
     steps.close()
@@ -140,9 +148,9 @@ def run_demo(
         stitch=stitch,
         evaluations=evaluations,
         continuations=continuations,
-        loss=loss,
-        probes=probes,
-        sae=sae,
+        loss=found["loss"],
+        probes={task: found[f"probe {task}"] for task in PROBE_TASKS},
+        sae=found["sae"],
         exports=exports,
         arguments=arguments,
         seconds=time.perf_counter() - started,
@@ -190,6 +198,15 @@ def _evaluate_concept(
     items, neutral = demo_items(concept), demo_neutral()[:20]
     draws = dict.fromkeys(("n_random", "n_permuted", "n_shuffled"), n_random)
     return evaluate_steering(pair, stitch, vector, items, neutral=neutral, **draws, **options)
+
+
+def _steer_concept(
+    pair: ModelPair, stitch: Stitch, concept: Concept, *, seed: int, **options: Any
+) -> tuple[SteeringEvaluation, Any]:
+    """Return the evaluation of a concept's vector, and continuations under it."""
+    evaluation = _evaluate_concept(pair, stitch, concept, seed=seed, **options)
+    prompts = demo_prompts(concept)[:4]
+    return evaluation, sample_continuations(pair, evaluation, prompts, seed=seed)
 
 
 def _exported(
