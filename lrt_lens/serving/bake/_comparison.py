@@ -34,6 +34,8 @@ _N_ROWS, _N_TOKENS = 4, 16
 """Number and length of the rows that are compared."""
 _SHARE = {torch.float32: 2e-3, torch.float64: 2e-3}
 """Largest difference as a share of the vector's effect; 5 % in other dtypes."""
+_HALF_STEPS = 2.0
+"""Steps of half precision by which logits differ when the same sum is rounded in another order."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,9 @@ class BakeMeasure:
         dtype = getattr(torch, self.dtype)
         # Rounding of the steered stream, and of the logits themselves.
         limit = _SHARE.get(dtype, 0.05) * self.largest_effect
-        limit += 1e-2 * tolerance(dtype) * self.largest_logit
+        is_half = dtype not in _SHARE
+        steps = _HALF_STEPS * torch.finfo(dtype).eps if is_half else 1e-2 * tolerance(dtype)
+        limit += steps * self.largest_logit
         if not self.largest_difference <= limit:
             raise MismatchError(
                 f"baked into {name!r}, the vector changes logits by other amounts than as a hook:"

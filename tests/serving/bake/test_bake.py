@@ -15,6 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lrt_lens.adapters.vectors import SteeringVector
+from lrt_lens.bundled import DEMO_FOLDER, demo_contrast
 from lrt_lens.errors import FileFormatError, HookPointError, MismatchError
 from lrt_lens.models import HookedModel
 from lrt_lens.serving import bake_vector
@@ -227,6 +228,15 @@ def test_bfloat16_stays_bfloat16(decoder: Load, tokenizer: Any, tmp_path: Path) 
         # float32 arithmetic with weights of bfloat16, of which the vector's are a few
         got = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()(rows).logits
         assert largest_difference(got, wanted) < 0.1 * effect
+
+
+def test_a_vector_of_the_bundled_model_in_bfloat16(tmp_path: Path) -> None:
+    model = HookedModel.load(DEMO_FOLDER / "large", dtype="bfloat16")
+    vector = SteeringVector.mean_difference(model, demo_contrast("sentiment"), at=3)
+    for scale in (1.0, 2.5):
+        measured = record_of(bake_vector(vector, model, tmp_path / f"{scale}", scale=scale))
+        assert measured["measured"]["largest_difference"] < 0.3
+        assert measured["dtype"] == "bfloat16"
 
 
 def test_a_checkpoint_in_bfloat16_that_runs_in_float32_is_written_in_bfloat16(
