@@ -524,8 +524,10 @@ def compared_rows(run_: Run, tables: Mapping[str, pd.DataFrame]) -> list[Compare
                         f"ΔCE of the {arm} SAE, nats per token (at the source "
                         f"{by_arm.loc['source', 'delta_ce']:.3f})",
                         *with_interval(by_arm.loc[arm], "delta_ce"),
-                        control=float(others.min()),
-                        control_name=str(others.idxmin()).replace("_", " "),
+                        control=float(others.min()) if len(others) else None,
+                        control_name=(
+                            str(others.idxmin()).replace("_", " ") if len(others) else ""
+                        ),
                     )
                 )
     return rows
