@@ -122,20 +122,7 @@ def run_demo(
     # The source layer is fixed; cross-validation chooses the target layer.
     stitch = grid.best(source=source_layer)
     steps.update()
-    # Bars of several threads would overwrite each other.
-    quiet: dict[str, Any] = {"seed": seed, "progress": False}
-    steered = {"damage": damage, "n_random": n_random, **quiet}
-    of_saes = {"n_random": min(n_random, SAE_MAPS), "n_tokens": loss_tokens, **quiet}
-    tasks: dict[str, Any] = {
-        f"steer {concept}": partial(_steer_concept, pair, stitch, concept, **steered)
-        for concept in concepts
-    }
-    tasks["sae"] = partial(evaluate_demo_saes, pair, stitch, **of_saes)
-    tasks["loss"] = partial(_evaluate_loss, pair, grid, stitch, n_tokens=loss_tokens, **quiet)
-    tasks |= {
-        f"probe {task}": partial(_evaluate_task, pair, stitch, task, **quiet)
-        for task in PROBE_TASKS
-    }
+    tasks = _stages(pair, grid, stitch, arguments)
     found = side_by_side(tasks, steps.update)
     evaluations = {concept: found[f"steer {concept}"][0] for concept in concepts}
     continuations = {concept: found[f"steer {concept}"][1] for concept in concepts}
@@ -155,6 +142,29 @@ def run_demo(
         arguments=arguments,
         seconds=time.perf_counter() - started,
     )
+
+
+def _stages(
+    pair: ModelPair, grid: StitchGrid, stitch: Stitch, arguments: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the stages that do not depend on each other, longest first."""
+    concepts, loss_tokens = arguments["concepts"], arguments["loss_tokens"]
+    n_random = arguments["n_random"]
+    # Bars of several threads would overwrite each other.
+    quiet: dict[str, Any] = {"seed": arguments["seed"], "progress": False}
+    steered = {"damage": arguments["damage"], "n_random": n_random, **quiet}
+    of_saes = {"n_random": min(n_random, SAE_MAPS), "n_tokens": loss_tokens, **quiet}
+    tasks: dict[str, Any] = {
+        f"steer {concept}": partial(_steer_concept, pair, stitch, concept, **steered)
+        for concept in concepts
+    }
+    tasks["sae"] = partial(evaluate_demo_saes, pair, stitch, **of_saes)
+    tasks["loss"] = partial(_evaluate_loss, pair, grid, stitch, n_tokens=loss_tokens, **quiet)
+    tasks |= {
+        f"probe {task}": partial(_evaluate_task, pair, stitch, task, **quiet)
+        for task in PROBE_TASKS
+    }
+    return tasks
 
 
 def checked_numbers(

@@ -419,8 +419,11 @@ class SteeringVector(ServingMethods):
                 clamp without a level.
         """
         scale, mode, level = with_defaults(self.strength, scale, mode, level)
-        if positions not in get_args(Positions):
-            raise ValueError(f"positions is {positions!r}; expected all, last, generated or every")
+        if mode not in get_args(Mode) or positions not in get_args(Positions):
+            raise ValueError(
+                f"mode {mode!r}, positions {positions!r}; "
+                "expected add, clamp or ablate, and all, last, generated or every"
+            )
         change = change_of(self.direction, scale, mode, level)
         return [(self.hook, SteeringHook(change, positions, self.skip_first))]
 
