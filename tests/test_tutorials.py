@@ -51,7 +51,7 @@ CLAIMS = {
         assert arms.loc["transferred", "accuracy"] > 0.93
         assert arms.loc["native", "accuracy"] - arms.loc["transferred", "accuracy"] < 0.04
         controls = ["token_identity", "shuffled"]
-        assert (arms.loc["transferred", "low"] > arms.loc[controls, "high"]).all()
+        assert (arms.loc["transferred", "accuracy"] > arms.loc[controls, "accuracy"]).all()
         assert arms.loc["random", "low"] < 0.15 and arms.loc["random", "high"] > 0.85
         arms = sentiment.table[sentiment.table["k"].isin([0, 280])].set_index("arm")
         assert arms.loc["transferred", "low"] > 0.5
