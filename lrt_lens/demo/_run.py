@@ -115,7 +115,8 @@ def run_demo(
     checked_numbers(damage, n_tokens, n_random, loss_tokens, seed)
     started = time.perf_counter()
     common: dict[str, Any] = {"seed": seed, "progress": progress}
-    steps = _progress_bar(3 + len(concepts) + len(PROBE_TASKS), progress)
+    # Harvest, stitched loss, SAEs and export, and a step for each concept and probe.
+    steps = _progress_bar(4 + len(concepts) + len(PROBE_TASKS), progress)
     pair = demo_pair()
     # `fit_stitches` does the same: the moments of this pair fit any memory.
     grid = fit_grid(harvest(pair, demo_documents(), n_tokens=n_tokens, **common), progress=progress)

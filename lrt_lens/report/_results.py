@@ -37,18 +37,18 @@ def write_results(path: Path, arguments: dict[str, Any], tables: dict[str, Any])
         **tables,
     }
     # allow_nan=False: json would otherwise write NaN, which is not JSON and which browsers refuse.
-    text = json.dumps(_plain(content), indent=1, allow_nan=False)
+    text = json.dumps(plain_json(content), indent=1, allow_nan=False)
     return write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def _plain(value: Any) -> Any:
-    """Return the value as lists, dictionaries and JSON scalars."""
+def plain_json(value: Any) -> Any:
+    """Return a value as lists, dictionaries and JSON scalars; NaN and infinity become null."""
     if isinstance(value, pd.DataFrame):
-        return [_plain(row) for row in value.to_dict("records")]
+        return [plain_json(row) for row in value.to_dict("records")]
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain_json(item) for item in value]
     # numpy and torch scalars have `item`, which returns a Python number.
     if hasattr(value, "item"):
         value = value.item()

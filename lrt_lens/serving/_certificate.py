@@ -18,7 +18,6 @@ the certificate shows both differences. Whole texts are scored: what an engine d
 new text with a cache is not seen (`make engines-check` decodes).
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +36,7 @@ from lrt_lens.models._hook_points import residual_post
 from lrt_lens.models._hooked_model import HookedModel, load_model
 from lrt_lens.models._loading import ModelLike
 from lrt_lens.models._ownership import entering
+from lrt_lens.report._results import plain_json
 from lrt_lens.serving._export import EXPORT_SCHEMA, file_hash, record_path, write_record
 from lrt_lens.serving._formats import FORMATS
 from lrt_lens.serving._import import format_of, import_vectors, record_beside
@@ -198,11 +198,7 @@ class ExportCheck:
     def record(self) -> dict[str, Any]:
         """Return all numbers as values of JSON, for the record beside the file."""
         values = {key: value for key, value in vars(self).items() if key != "table"}
-        plain = {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in values.items()
-        }
-        return plain | {"passed": self.passed}
+        return plain_json(values) | {"passed": self.passed}
 
 
 def check_export(

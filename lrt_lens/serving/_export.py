@@ -35,6 +35,7 @@ from lrt_lens.errors import MismatchError
 from lrt_lens.models._hook_points import RESIDUAL, place
 from lrt_lens.models._hooked_model import HookedModel, load_model
 from lrt_lens.models._loading import ModelLike
+from lrt_lens.report._results import plain_json
 from lrt_lens.serving._formats import VectorFormat, format_named, refuse_inexpressible
 from lrt_lens.serving.formats._content import ServedVectors
 from lrt_lens.serving.formats._script import RECORD_NAME, SCRIPT_NAME
@@ -45,8 +46,6 @@ EXPORT_SCHEMA = "lrt_lens.export/1"
 """Schema of the record beside an exported file."""
 RECORD_SUFFIX = ".export.json"
 """Ending of the name of the record of a file."""
-_NEEDED_SUFFIXES = {"lm-eval": (".pt", ".pth"), "aisteer360": (".svec",)}
-"""Endings without which a program does not read a file."""
 
 
 def export_vectors(
@@ -99,7 +98,7 @@ def export_vectors(
     served = plan.served()
     refuse_inexpressible(row, served, plan.n_layers)
     make_folder(target.parent)
-    if row.name == "transformers":
+    if row.is_folder:
         row.write(served, target)
     else:
         write_atomically(target, lambda temporary: row.write(served, temporary))
@@ -298,7 +297,7 @@ class _Plan:
 
     def _blocks(self, identity: Any) -> str:
         """Return the name of the list of blocks, which some formats hold."""
-        if identity is None or identity.blocks or self.row.name not in ("lm-eval", "transformers"):
+        if identity is None or identity.blocks or not self.row.names_blocks:
             return "" if identity is None else identity.blocks
         raise ValueError(
             f"the format {self.row.name!r} names the blocks of a Hugging Face model, and those of"
@@ -315,11 +314,11 @@ class _Plan:
             "positions": self.row.positions,
             "layers": {str(block): self.row.key(block) for block in sorted(content.layers)},
             "scale_is": "beside the directions" if keeps else "multiplied into the directions",
-            "model": None if identity is None else _plain(asdict(identity)),
-            "strength": _plain(asdict(self.strength)),
-            "strength_of_apply": None if self.own is None else _plain(asdict(self.own)),
+            "model": None if identity is None else plain_json(asdict(identity)),
+            "strength": plain_json(asdict(self.strength)),
+            "strength_of_apply": None if self.own is None else plain_json(asdict(self.own)),
             "note": self.note,
-            "vectors": [_plain(json.loads(vector.stored())) for vector in self.vectors],
+            "vectors": [plain_json(json.loads(vector.stored())) for vector in self.vectors],
             "checks": [],
         }
 
@@ -404,7 +403,7 @@ def _finite(name: str, value: Any, *, allow_zero: bool = False) -> float:
 
 def _target(path: Path, row: VectorFormat) -> Path:
     """Return the path with the ending that the program expects."""
-    needed = _NEEDED_SUFFIXES.get(row.name, ())
+    needed = row.needed_suffixes
     if row.suffix and not path.suffix:
         path = path.with_name(path.name + row.suffix)
     if needed and path.suffix not in needed:
@@ -417,12 +416,3 @@ def _target(path: Path, row: VectorFormat) -> Path:
             f"{str(path)!r} exists and is no earlier export; choose another path, or remove it"
         )
     return path
-
-
-def _plain(value: Any) -> Any:
-    """Return a value of JSON, in which NaN and infinity are null."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

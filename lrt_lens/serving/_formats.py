@@ -62,6 +62,10 @@ class VectorFormat:
     """Reads it."""
     suffix: str = ""
     """Ending of the name of the file that the program expects; empty for a folder."""
+    needed_suffixes: tuple[str, ...] = ()
+    """Endings without which the program does not read a file; empty if it reads any."""
+    names_blocks: bool = False
+    """True if the file holds the name of the list of blocks in the model of Hugging Face."""
     modes: tuple[Mode, ...] = ("add",)
     """Changes of the stream that the format can express."""
     first_block: int = 0
@@ -78,6 +82,11 @@ class VectorFormat:
     """True if an ablation or a clamp of less than its full strength can be expressed."""
     leaves_first: bool = False
     """True if the program can leave the first positions of a text as they are."""
+
+    @property
+    def is_folder(self) -> bool:
+        """True if a folder is written, and no single file."""
+        return not self.suffix
 
     def use(self, path: Path | str) -> str:
         """Return how the program is told to use a file."""
@@ -152,6 +161,8 @@ _ROWS = (
         write=write_lm_eval,
         read=read_lm_eval,
         suffix=".pt",
+        needed_suffixes=(".pt", ".pth"),
+        names_blocks=True,
         modes=("add", "clamp", "ablate"),
         keeps_scale=True,
         partial=False,
@@ -180,6 +191,7 @@ _ROWS = (
         write=write_aisteer360,
         read=read_aisteer360,
         suffix=".svec",
+        needed_suffixes=(".svec",),
     ),
     VectorFormat(
         name="neuronpedia",
@@ -205,6 +217,7 @@ _ROWS = (
         loading="from steer import steer; handles = steer(model)",
         write=write_script,
         read=read_script,
+        names_blocks=True,
         modes=("add", "clamp", "ablate"),
         keeps_scale=True,
         leaves_first=True,

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from lrt_lens._hub import downloaded_file, is_hub_id
 from lrt_lens._stored_fields import as_damage, damage, stored_fields
-from lrt_lens.adapters.vectors._served_file import ServedFile
+from lrt_lens.adapters.vectors._served_file import ServedFile, kind_of
 from lrt_lens.adapters.vectors._steering_vector import VECTOR_SCHEMA, SteeringVector
 from lrt_lens.adapters.vectors._strength import Strength
 from lrt_lens.errors import FileFormatError, MismatchError
@@ -106,19 +106,18 @@ def format_of(path: Path) -> str:
         raise _unknown(path, "a folder without directions.safetensors")
     if not path.is_file():
         raise FileFormatError(f"{str(path)!r} is no file; check the path")
-    with open(path, "rb") as file:
-        start = file.read(16)
-    if start.startswith(b"GGUF"):
+    kind = kind_of(path)
+    if kind == "gguf":
         return "glp" if is_glp(path) else "llama.cpp"
-    if start.startswith(b"\x93NUMPY"):
+    if kind == "numpy":
         return "tensor"
-    if start[8:9] == b"{":
+    if kind == "safetensors":
         return "lrt_lens" if _is_ours(path) else "tensor"
-    if start.startswith((b"PK\x03\x04", b"\x80\x02")):
+    if kind == "torch":
         return _format_of_torch(path)
-    if start.lstrip()[:1] in (b"{", b"["):
+    if kind == "json":
         return _format_of_json(path)
-    raise _unknown(path, f"a file that begins with {start[:8]!r}")
+    raise _unknown(path, f"a file that begins with {path.read_bytes()[:8]!r}")
 
 
 # -------------------------------------------------------------------------------------- recognising
@@ -318,13 +317,12 @@ def _tensor_alone(path: Path, at: int | str | None, model: HookedModel | None) -
 
 def _tensor(path: Path) -> Tensor:
     """Return the only tensor of a file, [d_model]; [1, d_model] is read too."""
-    with open(path, "rb") as file:
-        start = file.read(9)
-    if start.startswith(b"\x93NUMPY"):
+    kind = kind_of(path)
+    if kind == "numpy":
         with as_damage(path):
             found = torch.from_numpy(np.load(path, allow_pickle=False))
         name = "the array"
-    elif start[8:9] == b"{":
+    elif kind == "safetensors":
         try:
             with safe_open(path, "pt") as file:
                 names = list(file.keys())

@@ -276,6 +276,15 @@ def test_our_own_files_are_told_from_others_whatever_their_length(
             SteeringVector.load(tmp_path / "w")
 
 
+def test_a_file_of_any_number_of_layers_is_one_of_gguf(tmp_path: Path) -> None:
+    # The number of tensors is the ninth byte: 123 is a brace, as in a safetensors file.
+    rows = {f"direction.{i}": ROWS[0] for i in range(1, 124)}
+    path = gguf_file(rows)(tmp_path)
+    assert path.read_bytes()[8:9] == b"{"
+    with pytest.raises(ValueError, match="choose one with at="):
+        SteeringVector.load(path)
+
+
 def test_float64_keeps_every_bit(model: Any, tmp_path: Path) -> None:
     row = torch.from_numpy(ROWS[0].astype(np.float64) / 3.0)
     path = torch_file({"layers.2": steer_entry(steering_vector=row)})(tmp_path)

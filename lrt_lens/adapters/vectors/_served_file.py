@@ -10,10 +10,11 @@ Limits: a vector that is transferred or changed has no file any more.
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-_STARTS = (b"GGUF", b"PK\x03\x04", b"\x93NUMPY", b"\x80\x02")
-"""First bytes of files of GGUF, of torch (new and old) and of numpy."""
+FileKind = Literal["gguf", "safetensors", "numpy", "torch", "json", ""]
+"""Kind of a file by its first bytes; empty if it is none of these."""
+_N_BYTES = 16
 
 
 @dataclass(frozen=True)
@@ -30,18 +31,27 @@ class ServedFile:
     """Values that the format has and this package has no place for."""
 
 
+def kind_of(path: Path) -> FileKind:
+    """Return the kind of a file, by its first bytes."""
+    with open(path, "rb") as file:
+        start = file.read(_N_BYTES)
+    # GGUF first: the number of its tensors may look like a brace. Then safetensors, which begins
+    # with the length of its header, and that may look like anything else.
+    if start.startswith(b"GGUF"):
+        return "gguf"
+    if start[8:9] == b"{":
+        return "safetensors"
+    if start.startswith(b"\x93NUMPY"):
+        return "numpy"
+    # Archives of torch, new and old.
+    if start.startswith((b"PK\x03\x04", b"\x80\x02")):
+        return "torch"
+    return "json" if start.lstrip()[:1] in (b"{", b"[") else ""
+
+
 def is_served(path: Path) -> bool:
-    """Return whether a path may be a file or folder of another program, by its first bytes.
+    """Return whether a path may be a file or folder of another program.
 
     A safetensors file is none: it may be one of ours.
     """
-    if path.is_dir():
-        return True
-    if not path.is_file():
-        return False
-    with open(path, "rb") as file:
-        start = file.read(9)
-    # safetensors begins with the length of its header, which may look like anything.
-    if start[8:] == b"{":
-        return False
-    return start.startswith(_STARTS) or start.lstrip()[:1] in (b"{", b"[")
+    return path.is_dir() or (path.is_file() and kind_of(path) not in ("", "safetensors"))

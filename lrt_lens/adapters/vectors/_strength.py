@@ -57,8 +57,12 @@ class Strength:
     @property
     def where(self) -> str:
         """Steered positions in words."""
-        kind = {"all": "all", "every": "all", "last": "the last", "generated": "generated"}
-        chosen = f"{kind[self.positions]} positions" if self.positions != "last" else "the last one"
+        chosen = {
+            "all": "all positions",
+            "every": "all positions",
+            "last": "the last one",
+            "generated": "generated positions",
+        }[self.positions]
         after = f", without the first {self.skip_first}" if self.skip_first else ""
         return f"{chosen}{after}"
 
