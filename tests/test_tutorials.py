@@ -50,8 +50,10 @@ CLAIMS = {
         arms = register.table[register.table["k"].isin([0, 280])].set_index("arm")
         assert arms.loc["transferred", "accuracy"] > 0.93
         assert arms.loc["native", "accuracy"] - arms.loc["transferred", "accuracy"] < 0.04
-        controls = ["token_identity", "shuffled"]
-        assert (arms.loc["transferred", "accuracy"] > arms.loc[controls, "accuracy"]).all()
+        assert arms.loc["transferred", "low"] > arms.loc["shuffled", "high"]
+        numbers = arms[["accuracy", "auroc"]]
+        ahead = numbers.loc["transferred"] - numbers.loc["token_identity"]
+        assert 0 < ahead["accuracy"] < 0.04 and 0 < ahead["auroc"] < 0.03
         assert arms.loc["random", "low"] < 0.15 and arms.loc["random", "high"] > 0.85
         arms = sentiment.table[sentiment.table["k"].isin([0, 280])].set_index("arm")
         assert arms.loc["transferred", "low"] > 0.5
