@@ -334,6 +334,8 @@ def test_an_output_that_is_closed_or_full_is_one_line(tmp_path: Path, case: str)
     if case == "limit":
         import resource
 
+        # CPython would cut the bytecode of the modules that the child imports, for all processes.
+        options["env"] = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
         options["preexec_fn"] = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
         body = f"open({str(tmp_path / 'big')!r}, 'w').write('a' * 10_000)"
     child = process(body, tmp_path / "out", **options)

@@ -34,7 +34,9 @@ kind, path, limit = sys.argv[1], sys.argv[2], int(sys.argv[3])
 saved = moments()
 saved.n += 1
 stitch = saved.fit(progress=False)["blocks.1.hook_resid_post", "blocks.2.hook_resid_post"]
-# Larger files cannot be written, as on a full disk; Python ignores the signal that says so.
+# Larger files cannot be written, as on a full disk; Python ignores the signal that says so. CPython
+# would also cut the bytecode of every module imported from here on, in the environment itself.
+sys.dont_write_bytecode = True
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 try:
