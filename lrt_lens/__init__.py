@@ -34,6 +34,7 @@ _PACKAGES = (
     "models",
     "data",
     "moments",
+    "moments.states",
     "stitching",
     "stitching.solvers",
     "adapters.vectors",

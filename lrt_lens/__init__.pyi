@@ -31,6 +31,8 @@ from .models import HookedModel as HookedModel
 from .models import ModelPair as ModelPair
 from .moments import CrossMoments as CrossMoments
 from .moments import harvest as harvest
+from .moments.states import StateFolder as StateFolder
+from .moments.states import harvest_states as harvest_states
 from .serving import check_export as check_export
 from .stitching import Stitch as Stitch
 from .stitching import StitchGrid as StitchGrid

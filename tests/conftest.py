@@ -14,12 +14,19 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from typing import Any
 
+import hypothesis
 import jaxtyping
 import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, pre_tokenizers, processors, trainers
 from tokenizers.models import BPE
+
+# How fast examples are drawn depends on what else the machine does, and says nothing of the code.
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 

@@ -184,7 +184,7 @@ class Fit(PairCommand):
         all hook pairs exceed a ``budget``, they are surveyed first.
         """
         from lrt_lens._repr_html import names_in_tables
-        from lrt_lens.moments._checkpoint import remove_checkpoints
+        from lrt_lens.moments._checkpoint_files import remove_checkpoints
         from lrt_lens.moments._harvesting import settle
         from lrt_lens.stitching._within_budget import sizes_of
 
@@ -242,7 +242,7 @@ class Fit(PairCommand):
 
     def _survey_first(self, pair: "ModelPair", budget: int) -> "tuple[Survey, list[HookPair]]":
         """Return the survey of all hook pairs, and the best whose exact moments fit the budget."""
-        from lrt_lens.moments._checkpoint import SURVEY_FOLDER
+        from lrt_lens.moments._checkpoint_files import SURVEY_FOLDER
         from lrt_lens.stitching._within_budget import survey_within
 
         surveyed, chosen, sentence = survey_within(
@@ -269,7 +269,7 @@ class Fit(PairCommand):
 
     def _prepare_folder(self, ranks: "Ranks", n_passes: int) -> None:
         from lrt_lens._files import make_folder, refuse_unwritable
-        from lrt_lens.moments._checkpoint import remove_checkpoints
+        from lrt_lens.moments._checkpoint_files import remove_checkpoints
 
         if self.restart and ranks.count > 1:
             raise ValueError(

@@ -39,7 +39,7 @@ class SurveyPairs(PairCommand):
         """Survey, write the results and print the best hook pairs."""
         from lrt_lens._files import refuse_unwritable
         from lrt_lens._repr_html import names_in_tables
-        from lrt_lens.moments._checkpoint import remove_checkpoints
+        from lrt_lens.moments._checkpoint_files import remove_checkpoints
         from lrt_lens.moments._harvest_settings import SurveySettings
         from lrt_lens.report._html import write_html
         from lrt_lens.report._results import write_results

@@ -232,18 +232,20 @@ def iterate_blocks(
     target: TextReader | None = None,
     *,
     is_part: bool = False,
+    cutter: WindowCutter | None = None,
 ) -> Iterator[Block]:
     """Yield blocks of one part each, numbered in the order in which they fill.
 
     The blocks that are not full come at the end. With ``target``, windows are cut for both models;
     at the same characters if their tokenizers differ. ``corpus`` receives the counts. With
-    ``is_part`` these are not all documents of a harvest, so folds may stay empty.
+    ``is_part`` these are not all documents of a harvest, so folds may stay empty. ``cutter``
+    replaces the one of documents.
 
     Raises:
         MismatchError: the tokenizers differ and no position is aligned.
         TooFewDocumentsError: a fold stays empty; the message names it.
     """
-    cutter = WindowCutter(plan, model, target)
+    cutter = WindowCutter(plan, model, target) if cutter is None else cutter
     corpus = Corpus() if corpus is None else corpus
     blocks = _fill_blocks(documents, cutter, corpus, is_part=is_part)
     for index, block in enumerate(blocks):

@@ -67,6 +67,17 @@ MINIMUM_ROWS = 4
 """Fewest unmasked tokens of a window; with fewer, a forward pass costs more than it gives."""
 
 
+def refuse_short_windows(context_length: int, skip_first: int = SKIP_FIRST) -> None:
+    """Raise ValueError if masked positions would take up more than half of each window."""
+    # At least half of each full window is then unmasked.
+    shortest = 2 * max(skip_first, SKIP_FIRST)
+    if context_length < shortest:
+        raise ValueError(
+            f"context_length is {context_length}; windows need at least {shortest} tokens, because "
+            f"the first {skip_first} of each are masked"
+        )
+
+
 @dataclass(frozen=True)
 class BlockPlan:
     """Settings for cutting documents into windows and blocks."""

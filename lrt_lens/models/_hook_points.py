@@ -120,10 +120,16 @@ def resolve(hook: int | str, model: HasHookPoints) -> str:
                 f" use 0 to {model.n_layers - 1}, or -1 for the last"
             )
         # -1 is the last block, as in a list: -1 % n_layers = n_layers - 1.
-        return residual_post(hook % model.n_layers)
+        hook = residual_post(hook % model.n_layers)
     if hook in model.hook_points:
         return hook
     match = RESIDUAL.fullmatch(hook)
+    # A model has the output of every block. States that were computed elsewhere are there for some.
+    if match and not all(residual_post(n) in model.hook_points for n in range(model.n_layers)):
+        raise HookPointError(
+            f"hook point {hook!r} is not on {model.name!r}, whose states are kept at"
+            f" {list(model.hook_points)}; choose one of these, or keep that one too"
+        )
     if match and int(match[1]) < model.n_layers:
         raise HookPointError(
             f"hook point {hook!r} is not on {model.name!r}: its blocks have no"
@@ -146,7 +152,9 @@ def resolve_layers(layers: Layers, model: HasHookPoints) -> list[str]:
         HookPointError: the selection is empty, or the model lacks one of its hook points.
     """
     if isinstance(layers, str) and layers in ("all", "proportional"):
-        return [residual_post(layer) for layer in range(model.n_layers)]
+        posts = [residual_post(layer) for layer in range(model.n_layers)]
+        # States that were computed elsewhere are there for some layers only.
+        return [name for name in posts if name in model.hook_points] or list(model.hook_points)
     selection = [layers] if isinstance(layers, int | str) else list(layers)
     if not selection:
         raise HookPointError(
@@ -181,7 +189,10 @@ def layer_pairs(
 
 def _at_relative_depth(share: float, model: HasHookPoints) -> str:
     # Depth l + 1 is after block l, so layer = share · n_layers - 1, rounded and kept in range.
-    return residual_post(min(model.n_layers - 1, max(0, round(share * model.n_layers) - 1)))
+    wanted = min(model.n_layers - 1, max(0, round(share * model.n_layers) - 1))
+    kept = [name for name in model.hook_points if name.endswith("hook_resid_post")]
+    # A model has all of them; of states that were computed elsewhere the nearest is taken.
+    return min(kept, key=lambda name: abs(depth(name) - 1 - wanted), default=residual_post(wanted))
 
 
 HookPair = tuple[str, str]

@@ -225,7 +225,7 @@ class HookedModel:
 
     def encode_bodies(self, texts: Texts) -> list[list[int]]:
         """Return the token ids of each text without special tokens, at full length."""
-        return self.codec.bodies(texts)
+        return self.codec.encode_bodies(texts)
 
     @property
     def prefix(self) -> list[int]:

@@ -143,7 +143,12 @@ class TextCodec:
         unnamed = [id for id, token in added.items() if getattr(token, "special", False)]
         return frozenset([*self.tokenizer.all_special_ids, *unnamed, *self.prefix])
 
-    def bodies(self, texts: Texts) -> list[list[int]]:
+    @property
+    def prepend_bos(self) -> bool:
+        """True if special tokens are written before every text."""
+        return bool(self.prefix)
+
+    def encode_bodies(self, texts: Texts) -> list[list[int]]:
         """Return the token ids of each text without special tokens, at full length."""
         encoded = self._unshared(text_list(texts), add_special_tokens=False, verbose=False)
         return encoded["input_ids"]
@@ -286,7 +291,7 @@ class TextCodec:
             ValueError: a text is empty.
         """
         texts = text_list(texts)
-        rows = [self.with_prefix(body) for body in self.bodies(texts)]
+        rows = [self.with_prefix(body) for body in self.encode_bodies(texts)]
         for index, row in enumerate(rows):
             if len(row) == len(self.prefix):
                 raise ValueError(

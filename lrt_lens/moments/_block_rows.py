@@ -12,20 +12,19 @@ Limits: the rows of all requested hook points are in memory at once.
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from lrt_lens.data._windows import Block, BlockPlan, Window
+from lrt_lens.data._windows import Block, BlockPlan, Window, refuse_short_windows
 from lrt_lens.models._hook_points import place
 from lrt_lens.models._hooked_model import HookedModel
-from lrt_lens.models._text_reader import SKIP_FIRST
-from lrt_lens.moments._harvest_settings import refuse_short_windows
+from lrt_lens.models._text_reader import SKIP_FIRST, TextReader
 from lrt_lens.moments._provenance import (
     BY_GROUP,
     BY_TEXT,
@@ -34,24 +33,65 @@ from lrt_lens.moments._provenance import (
     package_versions,
 )
 
+Role = Literal["source", "target"]
+"""Side of a pair of models."""
+
+
+@runtime_checkable
+class KeptStates(TextReader, Protocol):
+    """Model whose states were computed elsewhere, see `lrt_lens.moments.states`."""
+
+    name: str
+    n_layers: int
+    context_length: int
+    identity: Any
+    dtype: str
+    device: torch.device
+
+    @property
+    def d_model(self) -> int:
+        """Width of the states."""
+        ...
+
+    @property
+    def hook_points(self) -> tuple[str, ...]:
+        """Names of the hook points whose states are kept."""
+        ...
+
+    def block_rows(
+        self, hooks: Sequence[str], block: Block, order: Sequence[Window], role: Role
+    ) -> dict[str, Tensor]:
+        """Return the rows of a block; ``order`` has its windows in the order of the rows."""
+        ...
+
+    def skip(self, block: Block, order: Sequence[Window], role: Role) -> None:
+        """Mark the states of a block as used, whose rows are not needed."""
+        ...
+
+    def delete(self, finished: Iterable[int]) -> None:
+        """Delete the states of blocks whose rows are safe, if that is wanted."""
+        ...
+
 
 def block_rows(
-    model: HookedModel,
+    model: HookedModel | KeptStates,
     hooks: Sequence[str],
     block: Block,
     batch_tokens: int,
-    role: Literal["source", "target"] = "source",
+    role: Role = "source",
 ) -> dict[str, Tensor]:
     """Return the activations of a block's unmasked tokens, ``{hook: [row, d]}``.
 
     Args:
-        model: model that reads the windows.
+        model: model that reads the windows, or its states.
         hooks: names of hook points. Two names of one point in the stream (the output of a layer is
             the input of the next) are captured once and share one tensor.
         block: windows of one part.
         batch_tokens: padded tokens per forward pass.
         role: model whose tokens are read, if the windows hold the tokens of two models.
     """
+    if isinstance(model, KeptStates):
+        return model.block_rows(hooks, block, block_order(block, batch_tokens), role)
     rows_by_point: dict[str, Tensor] = {}
     points = list(dict.fromkeys(place(hook) for hook in hooks))
     begin = 0
@@ -79,8 +119,10 @@ def block_order(block: Block, batch_tokens: int) -> list[Window]:
     return [window for batch in block.batches(batch_tokens) for window in batch]
 
 
-def window_length(context_length: int, *models: HookedModel, skip_first: int = SKIP_FIRST) -> int:
+def window_length(context_length: int, *models: Any, skip_first: int = SKIP_FIRST) -> int:
     """Return the tokens per window: ``context_length``, cut to the length that all models read.
+
+    A model is a `HookedModel`, or anything else with a ``context_length``.
 
     Raises:
         ValueError: masked positions would take up more than half of each window.
@@ -92,14 +134,15 @@ def window_length(context_length: int, *models: HookedModel, skip_first: int = S
 
 def provenance_of(
     plan: BlockPlan,
-    models: Mapping[str, HookedModel],
+    models: Mapping[str, Any],
     *,
     shard: tuple[int, int] | None = None,
     group: Any = None,
 ) -> Provenance:
     """Return the provenance of rows that ``plan`` will cut, before any document is read.
 
-    ``models`` has the roles ``"source"`` and ``"target"`` as keys; one of them is enough.
+    ``models`` has the roles ``"source"`` and ``"target"`` as keys, of which one is enough, and a
+    `HookedModel` or `KeptStates` for each.
     ``group`` is that of the documents, as in `DocumentSource`; it then decides the folds.
     """
     # Two different tokenizers cannot read chats, so one template is enough.
@@ -127,8 +170,10 @@ def provenance_of(
     )
 
 
-def model_fields(model: HookedModel, role: str) -> dict[str, Any]:
+def model_fields(model: HookedModel | KeptStates, role: str) -> dict[str, Any]:
     """Return the fields of a `Provenance` that describe the model in one role."""
+    if isinstance(model, KeptStates):
+        return {role: model.identity, f"{role}_dtype": model.dtype}
     parameter = next(model.engine.model.parameters())
     # The precision of the first parameter stands for that of the model.
     return {role: model.identity, f"{role}_dtype": str(parameter.dtype).removeprefix("torch.")}

@@ -28,7 +28,6 @@ process that is left over from an earlier run is not noticed.
 import json
 import logging
 import os
-import re
 import tempfile
 import time
 from collections import ChainMap
@@ -42,7 +41,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrt_lens._files import TEMPORARY, make_folder, remove_abandoned, sync
+from lrt_lens._files import make_folder, sync
 from lrt_lens._numbers import checked_seconds
 from lrt_lens._stored_fields import as_damage, json_object
 from lrt_lens._tensor_files import (
@@ -57,6 +56,7 @@ from lrt_lens._tensor_files import (
 from lrt_lens.data._windows import BLOCKS_PER_SHARE, Block, Share
 from lrt_lens.errors import FileFormatError, MismatchError
 from lrt_lens.moments._accumulator import ORIGIN, Accumulator, add_stored, origin_of
+from lrt_lens.moments._checkpoint_files import RANK_NAME, RUN_NAME, rank_name, rank_paths
 from lrt_lens.moments._interrupts import Interrupts
 from lrt_lens.moments._layout import read_provenance
 from lrt_lens.moments._provenance import UNSTORED, Provenance
@@ -65,15 +65,6 @@ from lrt_lens.moments._rank_lock import RankLock
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_SCHEMA = "lrt_lens.checkpoint/2"
-RUN_NAME = "run.safetensors"
-SURVEY_FOLDER, CHOSEN_NAME = "survey", "chosen.json"
-"""Folder of a survey inside that of the harvest that follows it, and file of what it chose."""
-_RANK_NAME = re.compile(r"rank([0-9]{1,9})\.safetensors")
-_OURS = re.compile(
-    r"\.?rank[0-9]{1,9}\.safetensors(\.damaged|\.\w{8})?|rank[0-9]{1,9}\.lock"
-    rf"|{re.escape(RUN_NAME)}(\.damaged)?|{re.escape(CHOSEN_NAME)}"
-)
-"""Names of all files that a harvest writes into a folder of checkpoints."""
 _WRITING_SHARE = 0.05
 """Largest share of the time for writing; above it checkpoints become rarer than ``every``."""
 _FOLDER_REMEDY = "another checkpoint folder, or remove_checkpoints(folder) to begin again"
@@ -135,6 +126,8 @@ class Checkpoint:
         """Numbers of blocks of the shares of the files that are read to their ends."""
         self.is_torn = False
         """True if an error occurred while rows were added; such moments are not written."""
+        self.after_write: Callable[[], None] = lambda: None
+        """Called after each file that was written: what it holds may be deleted elsewhere."""
         self._taken_over: list[Path] = []
         self._unwritten = False
         # Time of the next write on the monotonic clock; set on entering.
@@ -323,6 +316,7 @@ class Checkpoint:
             for path in self._taken_over:
                 path.unlink(missing_ok=True)
             self._taken_over, self._unwritten = [], False
+            self.after_write()
         seconds = time.monotonic() - start
         # The next one is due after max(every, seconds / 0.05): writing takes at most 5 %.
         self._due = time.monotonic() + max(self.every, seconds / _WRITING_SHARE)
@@ -350,11 +344,6 @@ def share_is_complete(share: int, ended: Mapping[int, int], blocks: Container[in
     return share in ended and all(first + k in blocks for k in range(ended[share]))
 
 
-def rank_name(rank: int) -> str:
-    """Return the name of the checkpoint file of a rank."""
-    return f"rank{rank}.safetensors"
-
-
 def read_rank_files(
     folder: Path, arguments: dict[str, Any], *, verify: bool = False
 ) -> list[RankFile]:
@@ -371,7 +360,7 @@ def read_rank_files(
     while True:
         files = []
         try:
-            for path in _rank_paths(folder):
+            for path in rank_paths(folder):
                 try:
                     files.append(_read_rank_file(path, arguments, verify))
                 except FileFormatError as error:
@@ -391,11 +380,6 @@ def read_rank_files(
         return sorted(current, key=lambda file: file.rank)
 
 
-def _rank_paths(folder: Path) -> list[Path]:
-    """Return the files of ranks in a folder, and nothing that only looks like one."""
-    return sorted(path for path in folder.glob("rank*") if _RANK_NAME.fullmatch(path.name))
-
-
 def add_file(moments: Accumulator, file: RankFile) -> None:
     """Add the moments of a rank in place, one tensor at a time.
 
@@ -408,21 +392,6 @@ def add_file(moments: Accumulator, file: RankFile) -> None:
             "remove the folder and harvest again"
         )
     moments.provenance = moments.provenance.with_documents_of(file.provenance)
-
-
-def remove_checkpoints(folder: Path) -> None:
-    """Remove all checkpoints in a folder, and the folder itself if it is then empty.
-
-    Those of a survey that went before the harvest are removed too.
-    """
-    if (folder / SURVEY_FOLDER).is_dir():
-        remove_checkpoints(folder / SURVEY_FOLDER)
-    for path in folder.glob("*"):
-        if _OURS.fullmatch(path.name):
-            path.unlink(missing_ok=True)
-    remove_abandoned(folder, TEMPORARY)
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
 
 
 def refuse_other_run(metadata: dict[str, str], arguments: dict[str, Any], path: Path) -> None:
@@ -478,7 +447,7 @@ def _read_rank_file(path: Path, arguments: dict[str, Any], verify: bool) -> Rank
         if "blocks/ended_share" in opened.names:
             ended = _read_columns(opened, "ended_share", "ended_blocks")
         provenance = _known_provenance(path, opened.metadata)
-    number = _RANK_NAME.fullmatch(path.name)
+    number = RANK_NAME.fullmatch(path.name)
     if number is None:
         raise damaged(path, "its name is not that of a rank's file")
     return RankFile(path, int(number[1]), blocks, provenance, ended)

@@ -19,7 +19,7 @@ import torch
 from lrt_lens._numbers import checked_whole, shown_number
 from lrt_lens._settings import Settings
 from lrt_lens.data._parts import DEFAULT_PARTS, N_FOLDS, N_TEST_GROUPS, Parts
-from lrt_lens.data._windows import MINIMUM_ROWS, Share
+from lrt_lens.data._windows import MINIMUM_ROWS, Share, refuse_short_windows
 from lrt_lens.models._hook_points import Layers
 from lrt_lens.models._text_reader import SKIP_FIRST
 from lrt_lens.moments._placement import PLACES, Place, checked_folder
@@ -219,17 +219,6 @@ _LEAST = {
     "block_rows": 1,
 }
 """Smallest value of each whole number."""
-
-
-def refuse_short_windows(context_length: int, skip_first: int = SKIP_FIRST) -> None:
-    """Raise ValueError if masked positions would take up more than half of each window."""
-    # At least half of each full window is then unmasked.
-    shortest = 2 * max(skip_first, SKIP_FIRST)
-    if context_length < shortest:
-        raise ValueError(
-            f"context_length is {context_length}; windows need at least {shortest} tokens, because "
-            f"the first {skip_first} of each are masked"
-        )
 
 
 def checked_n_tokens(n_tokens: Any) -> int | None:

@@ -15,36 +15,26 @@ a document is read, and compared with the checkpoint when a run resumes.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
 from lrt_lens._numbers import checked_seconds
 from lrt_lens._progress import tqdm
 from lrt_lens._settings import resolve, takes
-from lrt_lens.data._blocks import check_folds, iterate_blocks, running_ahead
+from lrt_lens.data._blocks import WindowCutter, check_folds, iterate_blocks, running_ahead
 from lrt_lens.data._documents import Documents, DocumentSource
 from lrt_lens.data._file_shares import FileShares
-from lrt_lens.data._windows import Block, BlockPlan, Share, Window, shuffled_rows
-from lrt_lens.errors import NonFiniteError
-from lrt_lens.models._far_norms import FarNorms
-from lrt_lens.models._hook_points import EMBED, SOURCE, TARGET, HookPair, hooks_of, joint_parts
+from lrt_lens.data._windows import BlockPlan, Share
+from lrt_lens.models._hook_points import EMBED, HookPair
 from lrt_lens.models._loading import torch_dtype
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.moments._accumulator import Accumulator
-from lrt_lens.moments._block_rows import (
-    block_order,
-    block_rows,
-    provenance_of,
-    row_name,
-    window_length,
-)
+from lrt_lens.moments._block_rows import KeptStates, provenance_of, window_length
 from lrt_lens.moments._block_streams import (
     BlockStream,
     EndOfShare,
@@ -54,6 +44,7 @@ from lrt_lens.moments._block_streams import (
 )
 from lrt_lens.moments._checkpoint import Checkpoint
 from lrt_lens.moments._cross_moments import CrossMoments
+from lrt_lens.moments._feeding import BlockFeed, OnBlock, Sides
 from lrt_lens.moments._harvest_settings import HarvestSettings, SurveySettings
 from lrt_lens.moments._placement import placed, refuse_unfit
 from lrt_lens.moments._plan import (
@@ -72,11 +63,6 @@ from lrt_lens.moments.cache._manifest import Manifest
 from lrt_lens.moments.cache._writer import CacheWriter
 
 logger = logging.getLogger(__name__)
-
-Streams = Mapping[str, Tensor]
-"""Activations by hook point, each [row, d]."""
-OnBlock = Callable[[Block, list[Window], Streams, Streams], None]
-"""Callback ``(block, windows in the order of the rows, x, y)``, called before a block is added."""
 
 # Fields of a provenance that change while documents are read, or with the installed packages: two
 # runs may differ in them and still add to the same moments.
@@ -173,7 +159,11 @@ def harvest_survey(
     return moments
 
 
-def _token_hook(pair: ModelPair) -> str | None:
+Cutter = Callable[[BlockPlan], WindowCutter]
+"""Function that returns what cuts the documents of a harvest with that plan."""
+
+
+def _token_hook(pair: ModelPair | Sides) -> str | None:
     """Return the source hook point of the embedding; None if the model does not have it."""
     return EMBED if EMBED in pair.source.hook_points else None
 
@@ -191,7 +181,7 @@ def _with_fields_of(documents: Documents, settings: Kind) -> Kind:
 
 @takes(HarvestSettings)
 def settle(
-    pair: ModelPair, *, settings: HarvestSettings | None = None, **options: Any
+    pair: ModelPair | Sides, *, settings: HarvestSettings | None = None, **options: Any
 ) -> "HarvestRun":
     """Return the run that `harvest` would do with these settings; no document is read.
 
@@ -237,7 +227,7 @@ def settle(
 class HarvestRun:
     """Everything that decides the numbers of a harvest except the documents."""
 
-    models: ModelPair
+    models: ModelPair | Sides
     pairs: tuple[HookPair, ...]
     plan: BlockPlan
     null: str
@@ -258,6 +248,8 @@ class HarvestRun:
     """Number of shares of the files, as in `HarvestSettings`."""
     files: SharedFiles | None = None
     """The documents in these shares, from `with_files_of`."""
+    cutter: Cutter | None = field(default=None, compare=False)
+    """Function that returns the cutter of the documents; None: a `WindowCutter` of both models."""
 
     @property
     def token_hook(self) -> str | None:
@@ -419,12 +411,14 @@ class HarvestRun:
         source = self._source(documents)
         # A cache resumes from its own position, so that it needs finished shares again.
         streams = self._streams(source, share, None if cache is not None else checkpoint)
-        moments, feed = self.begin(), _Feed(self, on_block, cache)
+        moments = self.begin()
+        feed = BlockFeed(self.models, self.plan.seed, self.batch_tokens, on_block, cache)
         if source.group is not None:
             moments.provenance = replace(
                 moments.provenance, fold_rule=BY_GROUP, group_column=group_column(source.group)
             )
         if checkpoint is not None:
+            checkpoint.after_write = lambda: self._delete_states(checkpoint.own)
             checkpoint.resume(moments, self.models.source.device)
         bar = tqdm(
             total=streams.n_tokens,
@@ -453,6 +447,8 @@ class HarvestRun:
                     checkpoint.refuse_shorter_stream(streams.n_units)
                 checkpoint.write(moments)
         moments.finish()
+        if checkpoint is None:
+            self._delete_states(filter(share.takes, range(streams.n_units)))
         for sentence in feed.far.warnings():
             logger.warning("%s", sentence)
         moments.warn_of_heavy_rows()
@@ -470,8 +466,20 @@ class HarvestRun:
             return FileStreams(files, share, checkpoint.is_complete)
         if files is not None:
             return FileStreams(files, share)
-        blocks = iterate_blocks(source, self.models.source, self.plan, target=self.models.target)
+        blocks = iterate_blocks(
+            source,
+            self.models.source,
+            self.plan,
+            target=self.models.target,
+            cutter=self.cutter and self.cutter(self.plan),
+        )
         return WholeStream(blocks, self.plan.n_tokens, share)
+
+    def _delete_states(self, finished: Iterable[int]) -> None:
+        """Delete the kept states of blocks that are finished, where that is wanted."""
+        for side in (self.models.source, self.models.target):
+            if isinstance(side, KeptStates):
+                side.delete(finished)
 
 
 def check_whole(moments: Accumulator) -> None:
@@ -487,109 +495,6 @@ def check_whole(moments: Accumulator) -> None:
         # Those of a survey have one test part.
         tokens += [0] * (parts.n_parts - len(tokens))
         check_folds(moments.provenance.part_documents, tokens, parts)
-
-
-@dataclass(frozen=True)
-class _Feed:
-    """Runs blocks through both models and adds their rows to moments and cache."""
-
-    run: HarvestRun
-    on_block: OnBlock | None
-    cache: CacheWriter | None = None
-    far: FarNorms = field(default_factory=FarNorms)
-    """Numbers of states far out of the stream, in the blocks of this run."""
-
-    def take(
-        self, moments: Accumulator, block: Block, checkpoint: Checkpoint | None, *, is_ours: bool
-    ) -> None:
-        """Add a block of this process to moments and cache, if they do not hold it yet."""
-        is_wanted = not (checkpoint and checkpoint.has(block)) and is_ours
-        # Moments and cache resume independently, each from its own position.
-        is_uncached = (
-            self.cache is not None
-            and is_ours
-            and not self.cache.has(block.index, block.fingerprint)
-        )
-        # The first block is always read: its mean is the shift of every share.
-        if not is_wanted and not is_uncached and moments.is_begun:
-            return
-        order, x, y = self.rows(moments, block)
-        try:
-            if not moments.is_begun:
-                moments.start(x, y)
-                if checkpoint:
-                    checkpoint.share_origin(moments)
-            if is_uncached and self.cache is not None:
-                self.cache.add(block, order, x, y)
-            if is_wanted:
-                self.add(moments, block, (order, x, y), checkpoint)
-        except NonFiniteError as error:
-            pair = self.run.models
-            raise NonFiniteError(
-                f"{error} (source {pair.source.name!r}, target {pair.target.name!r})"
-            ) from None
-
-    def add(
-        self,
-        moments: Accumulator,
-        block: Block,
-        rows: tuple[list[Window], Streams, Streams],
-        checkpoint: Checkpoint | None,
-    ) -> None:
-        """Add the rows of a block, and count the documents that begin in it."""
-        order, x, y = rows
-        pairing = (
-            torch.from_numpy(shuffled_rows(block, order, self.run.plan.seed))
-            if moments.null != "none"
-            else None
-        )
-        if self.on_block is not None:
-            # Before the block is recorded as finished, so that the callback sees every finished
-            # block at least once; after an interrupt it may see one twice.
-            self.on_block(block, order, x, y)
-        for role, streams in (("source", x), ("target", y)):
-            for hook, states in streams.items():
-                self.far.add(f"{role} {hook}", states)
-        with checkpoint.adding(block) if checkpoint else nullcontext():
-            name = partial(row_name, order, self.run.models.source.tokenizer)
-            moments.add_block(block.part, x, y, pairing, name=name)
-            moments.provenance = moments.provenance.with_documents(
-                block.n_documents,
-                block.digest,
-                block.aligned and block.aligned.counts,
-                n_capped=block.n_capped,
-                part_documents=block.part_documents,
-            )
-        if checkpoint:
-            checkpoint.write_if_due(moments)
-
-    def rows(
-        self, moments: Accumulator, block: Block
-    ) -> tuple[list[Window], dict[str, Tensor], dict[str, Tensor]]:
-        """Return (windows in the order of the rows, x by hook point, y by hook point)."""
-        x, y = (self._streams(moments, block, side) for side in (SOURCE, TARGET))
-        return block_order(block, self.run.batch_tokens), x, y
-
-    def _streams(self, moments: Accumulator, block: Block, side: int) -> dict[str, Tensor]:
-        """Return the rows of one model by hook point; joint layers are concatenated."""
-        model = (self.run.models.source, self.run.models.target)[side]
-        hooks = hooks_of(moments.kept_pairs, side)
-        rows = block_rows(
-            model,
-            [part for hook in hooks for part in joint_parts(hook)],
-            block,
-            self.run.batch_tokens,
-            "target" if side == TARGET else "source",
-        )
-        # Layers of one model may be on several devices; a product needs both factors on one.
-        device = self.run.models.source.device
-        rows = {hook: values.to(device) for hook, values in rows.items()}
-        return {
-            hook: rows[hook]
-            if hook in rows
-            else torch.cat([rows[part] for part in joint_parts(hook)], 1)
-            for hook in hooks
-        }
 
 
 def _saved(checkpoint: Checkpoint | None, moments: Accumulator) -> AbstractContextManager[None]:

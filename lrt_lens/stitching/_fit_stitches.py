@@ -20,7 +20,7 @@ from typing import Any
 from lrt_lens._settings import resolve, takes
 from lrt_lens.data._documents import Documents
 from lrt_lens.models._pair import ModelPair
-from lrt_lens.moments._checkpoint import SURVEY_FOLDER
+from lrt_lens.moments._checkpoint_files import SURVEY_FOLDER
 from lrt_lens.moments._harvest_settings import HarvestSettings
 from lrt_lens.moments._harvesting import harvest
 from lrt_lens.moments._survey_plan import default_budget

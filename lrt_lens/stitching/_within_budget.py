@@ -25,7 +25,7 @@ from lrt_lens.data._documents import Documents, DocumentSource
 from lrt_lens.errors import MismatchError
 from lrt_lens.models._hook_points import HookPair
 from lrt_lens.models._pair import ModelPair
-from lrt_lens.moments._checkpoint import CHOSEN_NAME
+from lrt_lens.moments._checkpoint_files import CHOSEN_NAME
 from lrt_lens.moments._harvest_settings import HarvestSettings, SurveySettings
 from lrt_lens.moments._harvesting import settle
 from lrt_lens.moments._placement import most_free, refuse_unfit_folder

@@ -105,7 +105,7 @@ def test_a_prompt_that_fills_the_context_is_cut_if_the_user_says_so(
     # One token less than the context, all of it, and more.
     for n_tokens in (63, 64, 90):
         prompt = tokenizer.decode(bodies[: n_tokens - 1])
-        assert len(model.codec.bodies([prompt])[0]) == n_tokens - 1
+        assert len(model.codec.encode_bodies([prompt])[0]) == n_tokens - 1
         if n_tokens == 64:
             with pytest.raises(ValueError, match="truncation='left'"):
                 model.generate(prompt, max_new_tokens=8)

@@ -19,7 +19,7 @@ from lrt_lens._progress import tqdm
 from lrt_lens._settings import Settings
 from lrt_lens.data._blocks import iterate_blocks, running_ahead
 from lrt_lens.data._documents import Documents, DocumentSource
-from lrt_lens.data._windows import BlockPlan
+from lrt_lens.data._windows import BlockPlan, refuse_short_windows
 from lrt_lens.errors import FileFormatError, MismatchError
 from lrt_lens.models._hook_points import Layers, resolve_layers
 from lrt_lens.models._hooked_model import HookedModel, ModelIdentity
@@ -30,7 +30,7 @@ from lrt_lens.moments._block_rows import (
     provenance_of,
     window_length,
 )
-from lrt_lens.moments._harvest_settings import checked_cap, checked_n_tokens, refuse_short_windows
+from lrt_lens.moments._harvest_settings import checked_cap, checked_n_tokens
 from lrt_lens.moments._provenance import Provenance
 from lrt_lens.moments._rank_lock import RankLock
 from lrt_lens.moments.cache._manifest import (

@@ -1,0 +1,5 @@
+from ._folder import StateFolder as StateFolder
+from ._harvest_states import harvest_states as harvest_states
+from ._manifest import ArrayFiles as ArrayFiles
+from ._manifest import StateManifest as StateManifest
+from ._stream import StateStream as StateStream

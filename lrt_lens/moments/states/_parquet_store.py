@@ -1,0 +1,203 @@
+"""Hidden states in parquet files, one row per sequence.
+
+Columns: ``token_ids`` [token], the states as ``hidden_states`` [token][layer][d] (columns of the
+manifest) or one column per hook point [token][d], and ``document`` if documents are known. Nested
+lists and lists that are flat are both read.
+
+Limits: parquet has no bfloat16; a row group is decoded whole, and the last few stay in memory.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from torch import Tensor
+
+from lrt_lens.errors import FileFormatError, HookPointError, MismatchError
+from lrt_lens.moments.states._manifest import MANIFEST_NAME, StateManifest, hook_name
+from lrt_lens.moments.states._safetensors_store import IDS, STATES, natural_order
+from lrt_lens.moments.states._sequence import (
+    StateSequence,
+    as_states,
+    checked_ids,
+    refuse_other_width,
+    shown,
+)
+
+DOCUMENT = "document"
+_GROUPS_IN_MEMORY = 4
+
+
+@dataclass(frozen=True)
+class _RowPlace:
+    """A row of a row group of a file, and its number of tokens with a state."""
+
+    path: Path
+    group: int
+    row: int
+    n_tokens: int
+
+
+@dataclass
+class ParquetStore:
+    """Sequences in the parquet files of a folder.
+
+    Raises:
+        FileFormatError: a file holds something else.
+        HookPointError: nobody says what the columns are.
+        MismatchError: a row has another width than those before it.
+    """
+
+    folder: Path
+    manifest: StateManifest
+    hooks: tuple[str, ...] = field(default=(), init=False)
+    d_model: int = field(default=0, init=False)
+    is_removable: bool = field(default=True, init=False)
+    _left: dict[Path, int] = field(default_factory=dict)
+    """Rows of each file that were not removed."""
+    _names: dict[str, str] = field(default_factory=dict)
+    """Name of the column of each hook point, or ``hidden_states`` for all of them."""
+    _groups: "OrderedDict[tuple[Path, int], pa.Table]" = field(default_factory=OrderedDict)
+
+    @property
+    def name(self) -> str:
+        """Path of the folder."""
+        return str(self.folder)
+
+    @property
+    def has_documents(self) -> bool:
+        """True if the files have a column of documents."""
+        files = self._files()
+        return bool(files) and DOCUMENT in self._schema(files[0]).names
+
+    def expected(self) -> int | None:
+        """Return the number of sequences of the manifest."""
+        return self.manifest.n_sequences
+
+    def unfinished(self) -> list[str]:
+        """Return the files that are not complete: without the bytes that end a parquet file."""
+        return [path.name for path in self._files() if not _is_complete(path)]
+
+    def arrived(self) -> Iterator[StateSequence]:
+        """Yield the rows of the files that are complete and were not yielded yet."""
+        for path in self._files():
+            if path in self._left or not _is_complete(path):
+                continue
+            file = pq.ParquetFile(path)
+            self._left[path] = file.metadata.num_rows
+            self._decide(path, file)
+            names = [IDS, *([DOCUMENT] if DOCUMENT in file.schema_arrow.names else [])]
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(group, columns=names)
+                documents = table[DOCUMENT].to_pylist() if DOCUMENT in names else None
+                for row in range(len(table)):
+                    where = f"row {row} of row group {group} of {shown(path)}"
+                    ids = checked_ids(np.asarray(table[IDS][row].values), where)
+                    place, name = (
+                        _RowPlace(path, group, row, len(ids)),
+                        f"{path.name}/{group}/{row}",
+                    )
+                    yield StateSequence(ids, place, name, documents and documents[row])
+
+    def ids(self, place: Any) -> np.ndarray:
+        """Return the token ids of one row [token]."""
+        ids = self._group(place.path, place.group)[IDS][place.row].values
+        return checked_ids(np.asarray(ids), shown(place.path))
+
+    def read(self, place: Any, hooks: Sequence[str]) -> dict[str, Tensor]:
+        """Return the states of one row, ``{hook: [token, d]}``."""
+        table = self._group(place.path, place.group)
+        where = f"row {place.row} of row group {place.group} of {shown(place.path)}"
+        if STATES not in self._names:
+            return {hook: self._column(table, self._names[hook], place, where) for hook in hooks}
+        states = self._column(table, STATES, place, where)
+        return {hook: states[:, self.hooks.index(hook)] for hook in hooks}
+
+    def remove(self, place: Any) -> None:
+        """Delete the file of a row once all of its rows were removed."""
+        self._left[place.path] -= 1
+        if not self._left[place.path]:
+            place.path.unlink(missing_ok=True)
+
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.glob("*.parquet"), key=natural_order)
+
+    @staticmethod
+    def _schema(path: Path) -> pa.Schema:
+        return pq.read_schema(path)
+
+    def _decide(self, path: Path, file: pq.ParquetFile) -> None:
+        """Take hook points and width from the first file, and refuse other columns later."""
+        names = [name for name in file.schema_arrow.names if name not in (IDS, DOCUMENT)]
+        where = shown(path)
+        if IDS not in file.schema_arrow.names or not names:
+            raise FileFormatError(
+                f"{where} has the columns {file.schema_arrow.names}; expected {IDS!r} and"
+                f" {STATES!r}, or one column of states per hook point"
+            )
+        columns = self.manifest.columns
+        if not self._names:
+            if STATES in names:
+                if columns is None:
+                    raise HookPointError(
+                        f"{where} has {STATES!r}, and nothing says which hook points its columns"
+                        f" are; give StateFolder(folder, layer_ids=[…]) or write {MANIFEST_NAME}"
+                    )
+                self.hooks, self._names = columns, {STATES: STATES}
+            else:
+                self._names = {hook_name(name): name for name in names}
+                self.hooks = tuple(self._names) if columns is None else columns
+            first = file.read_row_group(0).slice(0, 1)
+            name = next(iter(self._names.values()))
+            n_tokens = len(first[IDS][0].values)
+            n_columns = len(self.hooks) if name == STATES else 1
+            self.d_model = len(_flat(first[name], 0)) // max(1, n_tokens * n_columns)
+        missing = [name for name in self._names.values() if name not in names]
+        if missing:
+            raise MismatchError(f"{where} lacks the columns {missing} of the files before it")
+
+    def _group(self, path: Path, group: int) -> pa.Table:
+        key = path, group
+        if key not in self._groups:
+            columns = [IDS, *dict.fromkeys(self._names.values())]
+            self._groups[key] = pq.ParquetFile(path).read_row_group(group, columns=columns)
+            while len(self._groups) > _GROUPS_IN_MEMORY:
+                self._groups.popitem(last=False)
+        self._groups.move_to_end(key)
+        return self._groups[key]
+
+    def _column(self, table: pa.Table, name: str, place: _RowPlace, where: str) -> Tensor:
+        """Return the states in a cell: [token, layer, d] of ``hidden_states``, else [token, d]."""
+        flat = _flat(table[name], place.row)
+        n_columns = len(self.hooks) if name == STATES else 1
+        width, rest = divmod(len(flat), place.n_tokens * n_columns)
+        if rest:
+            raise FileFormatError(
+                f"{name!r} in {where} has {len(flat)} numbers for {place.n_tokens} tokens and"
+                f" {n_columns} column(s); expected the same width for every token"
+            )
+        refuse_other_width(width, self.d_model, where, "the rows before it")
+        shape = (n_columns, width) if name == STATES else (width,)
+        return as_states(flat.reshape(place.n_tokens, *shape), where)
+
+
+def _flat(column: pa.ChunkedArray, row: int) -> np.ndarray:
+    """Return all numbers of one cell, whatever its nesting."""
+    values = column[row].values
+    while pa.types.is_nested(values.type):
+        values = values.flatten()
+    return values.to_numpy(zero_copy_only=False)
+
+
+def _is_complete(path: Path) -> bool:
+    """Return whether a file ends as parquet files do."""
+    try:
+        pq.read_metadata(path)
+    except (pa.ArrowInvalid, OSError):
+        return False
+    return True

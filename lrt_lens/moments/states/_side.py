@@ -1,0 +1,303 @@
+"""One side of a harvest whose states were computed elsewhere.
+
+Problem: a harvest asks a model for the states of windows; where an engine has computed them they
+are looked up. Mechanism: `StoredSide` has the attributes of a model that a harvest needs (names of
+hook points, width, tokenizer) and gives the rows of a block from the sequences of a store, found by
+their tokens. A file is deleted only after its rows are in a checkpoint.
+
+    side = StoredSide.of(StateFolder("states"), tokenizer=tokenizer)
+    side.block_rows(["blocks.2.hook_resid_post"], block, order, "target")
+
+Limits: nothing is computed here, so hook points and texts are those that were kept.
+"""
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lrt_lens.data._windows import Block, Window
+from lrt_lens.errors import HookPointError, MismatchError
+from lrt_lens.models._hook_points import EMBED, RESIDUAL, depth, place
+from lrt_lens.models._hooked_model import HookedModel
+from lrt_lens.models._identity import ModelIdentity
+from lrt_lens.models._loading import load_tokenizer
+from lrt_lens.models._text_codec import TextCodec
+from lrt_lens.models._text_reader import TextReader
+from lrt_lens.moments._block_rows import Role
+from lrt_lens.moments.states._arrivals import Arrivals
+from lrt_lens.moments.states._folder import StateFolder
+from lrt_lens.moments.states._stream import StateStream
+from lrt_lens.moments.states._verification import refuse_shifted_embedding, verify_states
+
+logger = logging.getLogger(__name__)
+
+_NO_LIMIT = 10**9
+_VERIFIED = 4
+"""Sequences that are compared with the real model."""
+
+
+class UnknownTokenizer:
+    """Stands for a tokenizer that is not known: it names tokens by their ids."""
+
+    bos_token_id = None
+    all_special_ids: Sequence[int] = ()
+    chat_template = None
+
+    def decode(self, ids: Sequence[int], **_: Any) -> str:
+        """Return the ids as text."""
+        return f"tokens {' '.join(map(str, ids))}"
+
+
+@dataclass
+class StoredSide:
+    """States of one model that were computed elsewhere, as a harvest reads them."""
+
+    arrivals: Arrivals
+    name: str
+    n_layers: int
+    knows_n_layers: bool
+    """False if ``n_layers`` is only the deepest block of which there are states."""
+    context_length: int
+    identity: ModelIdentity | None
+    dtype: str
+    """Precision of the states."""
+    codec: TextCodec | None
+    """Tokenizer and BOS policy; None if they are not known."""
+    model: HookedModel | None = None
+    """Real model, to compare with; None if it is not at hand."""
+    consume: bool = False
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    other: TextReader | None = None
+    """The other side, whose tokenizer is this one's if this one's is not known."""
+    _read: dict[int, list[Any]] = field(default_factory=dict)
+    """Places of the sequences of each block that was read and not yet deleted."""
+    _is_checked: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        states: StateFolder | StateStream,
+        *,
+        tokenizer: Any = None,
+        model: HookedModel | None = None,
+        wait: float = 0.0,
+        consume: bool = False,
+    ) -> "StoredSide":
+        """Return the side of a folder or an iterator; its first sequence is read.
+
+        ``tokenizer`` and ``model`` come before those that ``states`` names.
+
+        Raises:
+            FileFormatError: there is no sequence, or the first one is damaged.
+            HookPointError: nobody says what the columns are.
+            ValueError: sequences are to be deleted from a store that cannot.
+        """
+        about: Any = states.manifest if isinstance(states, StateFolder) else states
+        store = states.open()
+        arrivals = Arrivals(store, wait)
+        first = arrivals.first()
+        if consume and not store.is_removable:
+            raise ValueError(
+                f"consume=True, but {store.name!r} holds all sequences in the same files; leave"
+                " consume out, or write one file per sequence"
+            )
+        name = (model and model.name) or getattr(about, "model", "") or store.name
+        identity = model.identity if model is not None else about.identity
+        deepest = max([int(match[1]) for match in map(RESIDUAL.fullmatch, store.hooks) if match])
+        known = (model and model.n_layers) or about.n_layers or (identity and identity.n_layers)
+        context_length = about.context_length or (model and model.context_length) or _NO_LIMIT
+        if tokenizer is None and model is None:
+            tokenizer = getattr(states, "tokenizer", None) or getattr(about, "tokenizer", None)
+        if isinstance(tokenizer, str):
+            tokenizer = load_tokenizer(tokenizer)
+        codec = None if model is None else model.codec
+        if tokenizer is not None:
+            codec = TextCodec(tokenizer, about.prepend_bos, name, context_length)
+        states_of_first = store.read(first.place, store.hooks[:1])[store.hooks[0]]
+        if model is not None and model.d_model != store.d_model:
+            raise MismatchError(
+                f"the states in {store.name!r} have width {store.d_model}, and {model.name!r} has"
+                f" {model.d_model}; give the model that computed them"
+            )
+        return cls(
+            arrivals,
+            name,
+            known or deepest + 1,
+            bool(known),
+            context_length,
+            identity,
+            str(states_of_first.dtype).removeprefix("torch."),
+            codec,
+            model,
+            consume=consume or isinstance(states, StateStream),
+        )
+
+    # ----------------------------------------------------------------------------- as a text reader
+
+    @property
+    def reader(self) -> TextReader | None:
+        """Tokenizer and BOS policy of this side, or else of the other one."""
+        return cast(TextReader | None, self.codec or self.other)
+
+    @property
+    def tokenizer(self) -> Any:
+        """Tokenizer of the Hugging Face interface."""
+        return UnknownTokenizer() if self.reader is None else self.reader.tokenizer
+
+    @property
+    def prefix(self) -> list[int]:
+        """Ids of the special tokens before every text."""
+        return [] if self.reader is None else self.reader.prefix
+
+    @property
+    def prepend_bos(self) -> bool:
+        """True if BOS is the first token of every text."""
+        return bool(self.prefix)
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids of the tokenizer's special tokens; none if the tokenizer is not known."""
+        return frozenset() if self.reader is None else self.reader.special_ids
+
+    @property
+    def tokenizer_hash(self) -> str:
+        """Hash of the tokenizer; empty if it is not known."""
+        return "" if self.reader is None else self.reader.tokenizer_hash
+
+    def encode_bodies(self, texts: Iterable[str]) -> list[list[int]]:
+        """Return the token ids of each text without special tokens, at full length.
+
+        Raises:
+            ValueError: the tokenizer is not known.
+        """
+        if self.reader is None:
+            raise ValueError(
+                f"the tokenizer of {self.name!r} is not known, and texts have to be cut into its"
+                " tokens; give tokenizers="
+            )
+        return self.reader.encode_bodies(texts)
+
+    # ----------------------------------------------------------------------------------- as a model
+
+    @property
+    def d_model(self) -> int:
+        """Width of the states."""
+        return self.arrivals.store.d_model
+
+    @property
+    def hook_points(self) -> tuple[str, ...]:
+        """Names of the hook points whose states are there; a state may have two names."""
+        kept = list(self.arrivals.store.hooks)
+        for name in self.arrivals.store.hooks:
+            # The stream after block l is the stream before block l + 1.
+            match = RESIDUAL.fullmatch(place(name))
+            if match and match[2] == "post" and int(match[1]) + 1 < self.n_layers:
+                kept.append(f"blocks.{int(match[1]) + 1}.hook_resid_pre")
+        if self.model is not None and EMBED in self.model.hook_points:
+            kept.append(EMBED)
+        return tuple(dict.fromkeys(sorted(kept, key=lambda name: (depth(name), name))))
+
+    def block_rows(
+        self, hooks: Sequence[str], block: Block, order: Sequence[Window], role: Role
+    ) -> dict[str, Tensor]:
+        """Return the states of a block's unmasked tokens, ``{hook: [row, d]}``.
+
+        Args:
+            hooks: names of hook points.
+            block: the block.
+            order: its windows in the order of the rows.
+            role: the side whose tokens are read.
+
+        Raises:
+            FileFormatError: a sequence is damaged, or not complete.
+            MismatchError: there is no sequence of a window, or its states are those of another
+                hook point or position.
+        """
+        store, kept = self.arrivals.store, {place(hook): hook for hook in self.arrivals.store.hooks}
+        stored = {hook: kept[place(hook)] for hook in hooks if place(hook) in kept}
+        pieces: dict[str, list[Tensor]] = {hook: [] for hook in hooks}
+        windows = [window.read_by(role) for window in order]
+        places = [self._place(window, role) for window in windows]
+        if not self._is_checked:
+            self._check(windows, places)
+        for window, found in zip(windows, places, strict=True):
+            states = store.read(found, list(dict.fromkeys(stored.values())))
+            rows = torch.from_numpy(window.rows)
+            for hook, name in stored.items():
+                pieces[hook].append(states[name][rows])
+            for hook in hooks:
+                if hook not in stored:
+                    pieces[hook].append(self._embedded(window)[rows])
+        self._read[block.index] = places
+        self._forget_streamed(block.index)
+        return {hook: _joined(rows) for hook, rows in pieces.items()}
+
+    def skip(self, block: Block, order: Sequence[Window], role: Role) -> None:
+        """Mark the sequences of a block as used, whose rows are in the moments already."""
+        if not self.consume:
+            return
+        is_stream = not self.keeps_files
+        places = []
+        for window in (window.read_by(role) for window in order):
+            ids = np.asarray(window.ids, dtype=np.int64)
+            # An iterator gives all sequences again; files of finished blocks may be gone.
+            found = self._place(window, role) if is_stream else self.arrivals.known(ids)
+            if found is not None:
+                places.append(found)
+        self._read[block.index] = places
+        self._forget_streamed(block.index)
+
+    def delete(self, finished: Iterable[int]) -> None:
+        """Delete the sequences of blocks that are safe elsewhere, by the numbers of the blocks."""
+        if not self.consume:
+            self._read.clear()
+            return
+        for index in set(finished) & self._read.keys():
+            for found in dict.fromkeys(self._read.pop(index)):
+                self.arrivals.forget(found)
+
+    @property
+    def keeps_files(self) -> bool:
+        return not hasattr(self.arrivals.store, "buffer_bytes")
+
+    def _forget_streamed(self, index: int) -> None:
+        """Forget the sequences of an iterator: it is read again from its beginning anyway."""
+        if not self.keeps_files:
+            self.delete([index])
+
+    def _place(self, window: Window, role: Role) -> Any:
+        return self.arrivals.find(window.ids, self, f"a window of the {role}")
+
+    def _embedded(self, window: Window) -> Tensor:
+        """Return the embedding of a window's tokens by the real model, [token, d]."""
+        if self.model is None:
+            raise HookPointError(f"{self.name!r} has no states at {EMBED!r}")
+        tokens = self.model.pad([window.ids])
+        return self.model.engine.capture(tokens, [EMBED])[EMBED][0].to(self.device)
+
+    def _check(self, windows: Sequence[Window], places: Sequence[Any]) -> None:
+        """Compare the states of the first sequences with the real model, or with themselves."""
+        self._is_checked = True
+        store = self.arrivals.store
+        chosen = list(zip(windows, places, strict=True))[:_VERIFIED]
+        read = [(window.ids, store.read(found, store.hooks)) for window, found in chosen]
+        texts = [
+            (ids, {hook: rows[: len(ids)] for hook, rows in states.items()}) for ids, states in read
+        ]
+        if self.model is not None:
+            verify_states(texts, self.model, store.name)
+        elif EMBED in store.hooks:
+            refuse_shifted_embedding([(ids, rows[EMBED]) for ids, rows in texts], store.name)
+
+
+def _joined(rows: list[Tensor]) -> Tensor:
+    """Return the rows of all windows, in a precision that holds all of theirs."""
+    dtype = rows[0].dtype
+    for one in rows[1:]:
+        dtype = torch.promote_types(dtype, one.dtype)
+    return torch.cat([one.to(dtype) for one in rows])
