@@ -109,6 +109,12 @@ engines-check: $(STAMP) $(STAMP_ENGINES) $(STAMP_VLLM) ## exported vectors in vL
 	    env $(PYTEST_ENV) TQDM_DISABLE=1 "$$@" "$$python" -W ignore "tests/engines/check_$$engine.py" \
 	        $(ENGINES_OUT) || echo "error: $$engine did not run" >&2; done
 	$(PYTEST_ENV) TQDM_DISABLE=1 $(BIN)/python -W ignore tests/engines/compare.py $(ENGINES_OUT)
+	$(PYTEST_ENV) $(BIN)/python -W ignore tests/engines/states_of_vllm.py request $(ENGINES_OUT)
+	@unset PYTHONPATH; for side in source target; do for limit in 30 1000; do \
+	    echo "==== hidden states of the $$side in vLLM"; \
+	    env $(PYTEST_ENV) VLLM_CPU_KVCACHE_SPACE=1 VLLM_LOGGING_LEVEL=ERROR $(VENV_VLLM)/bin/python -W ignore \
+	        $(ENGINES_OUT)/states/$$side/run_vllm.py --dtype float32 --limit $$limit; done; done
+	$(PYTEST_ENV) $(BIN)/python -W ignore tests/engines/states_of_vllm.py compare $(ENGINES_OUT)
 
 # Its own packages, and those of .venv without lrt_lens: the file that makes .venv's install of
 # lrt_lens editable is read only in .venv itself.

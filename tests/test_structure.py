@@ -81,6 +81,7 @@ HEAVY = {
     "transformer_lens",
     "transformers",
     "tyro",
+    "vllm",  # in a program that runs in an environment of its own
 }
 """Packages that may be imported inside a function, because they take long or are optional."""
 LATE_IMPORTS = {

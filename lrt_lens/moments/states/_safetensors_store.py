@@ -1,8 +1,8 @@
 """Hidden states in safetensors files, one per sequence, as vLLM writes them.
 
 Problem: an engine writes while the harvest reads, its files appear in any order, and a file that is
-read before it is complete gives wrong numbers. Mechanism: a file counts as soon as no ``.lock``
-stands beside it and its size is what its header says; its states are read whole, and it must not
+read before it is complete gives wrong numbers. Mechanism: a file counts as soon as nobody holds the
+``.lock`` beside it and its size is what its header says; its states are read whole, and it must not
 have changed since its token ids were read.
 
     hidden_states [token, layer, d] and token_ids [token]       # vLLM; columns by the manifest
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from lrt_lens._tensor_files import file_state
 from lrt_lens.errors import FileFormatError, HookPointError, MismatchError
+from lrt_lens.moments._rank_lock import is_locked
 from lrt_lens.moments.states._manifest import MANIFEST_NAME, StateManifest, hook_name
 from lrt_lens.moments.states._sequence import (
     StateSequence,
@@ -124,8 +125,9 @@ class SafetensorsStore:
         return {hook: states[:, self.hooks.index(hook)] for hook in hooks}
 
     def remove(self, place: Any) -> None:
-        """Delete a file."""
+        """Delete a file, and the lock that vLLM leaves beside it."""
         place.path.unlink(missing_ok=True)
+        _lock_of(place.path).unlink(missing_ok=True)
 
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("*.safetensors"), key=natural_order)
@@ -133,10 +135,10 @@ class SafetensorsStore:
     def _opened(self, path: Path) -> StateSequence | None:
         """Return the sequence in a file after checks of its names and shapes; None if unfinished.
 
-        Unfinished is a file with a lock beside it, or with fewer bytes than its header announces.
+        Unfinished is a file that is locked, or with fewer bytes than its header announces.
         """
         where = shown(path)
-        if path.with_name(f"{path.name}.lock").exists() or path.with_suffix(".lock").exists():
+        if _is_being_written(path):
             return None
         try:
             state = file_state(path)
@@ -220,6 +222,24 @@ def natural_order(path: Path) -> list[tuple[int, int | str]]:
     """Return a key that sorts names with numbers by these numbers: 2 before 10."""
     pieces = re.split(r"(\d+)", path.name)
     return [(0, int(piece)) if piece.isdecimal() else (1, piece) for piece in pieces]
+
+
+def _lock_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.lock")
+
+
+def _is_being_written(path: Path) -> bool:
+    """Return whether the lock of a file says that it is being written.
+
+    vLLM creates the lock first, holds it (``flock``) while it writes, and leaves it behind. Another
+    writer may put one beside a file that it writes again.
+    """
+    lock = _lock_of(path)
+    try:
+        is_newer = lock.stat().st_mtime_ns > path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return False
+    return is_newer or is_locked(lock)
 
 
 def _changed(path: Path) -> FileFormatError:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lrt_lens.data._blocks import iterate_blocks
+from lrt_lens.data import iterate_blocks
 from lrt_lens.moments._harvesting import settle
 
 

@@ -49,7 +49,7 @@ def pair64(build_hf: Any, tokenizer: Any) -> Any:
 
 @pytest.fixture(scope="session")
 def other_pair64(build_hf: Any, pair64: Any, train_tokenizer: Any) -> Any:
-    """The same with another tokenizer in the target."""
+    """A pair like `pair64`, with another tokenizer in the target."""
     other = train_tokenizer(bos=False, vocabulary=300)
     return lrt.ModelPair(pair64.source, double(build_hf, other, 24, 3, 1))
 
