@@ -136,7 +136,7 @@ def with_streams(
 
 def _fit(x: Tensor, y: Tensor, tokens: list[str], solver: Solver) -> Stitch:
     # Each token is a document of its own, so folds and intervals are over tokens.
-    moments = CrossMoments.from_activations(x, y, documents=tokens)
+    moments = CrossMoments.from_activations(x, y, documents=tokens, null=False)
     (only,) = moments.pairs
     return fit_grid(moments, solver)[only]
 

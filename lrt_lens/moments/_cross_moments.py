@@ -31,7 +31,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -41,10 +40,10 @@ from lrt_lens._late import implementation
 from lrt_lens._repr_html import card, facts, table
 from lrt_lens._tensor_files import mapped_tensors
 from lrt_lens.data._fold_counts import fold_table
-from lrt_lens.data._parts import DEFAULT_PARTS, Parts
+from lrt_lens.data._parts import DEFAULT_PARTS
 from lrt_lens.errors import MismatchError, TooFewDocumentsError
 from lrt_lens.models._hook_points import HookPair
-from lrt_lens.moments._accumulator import Accumulator, add_whole, by_role, start_stored
+from lrt_lens.moments._accumulator import add_whole, by_role, start_stored
 from lrt_lens.moments._centred_rows import (
     CentredRows,
     cross_products,
@@ -52,7 +51,8 @@ from lrt_lens.moments._centred_rows import (
     refuse_non_finite,
     refuse_other_widths,
 )
-from lrt_lens.moments._heavy_rows import RowName, document_row, trace_about_mean
+from lrt_lens.moments._from_activations import TakesActivations
+from lrt_lens.moments._heavy_rows import RowName, trace_about_mean
 from lrt_lens.moments._layout import (
     MOMENTS_SCHEMA,
     MomentFile,
@@ -61,9 +61,10 @@ from lrt_lens.moments._layout import (
     to_metadata,
     to_tensors,
 )
+from lrt_lens.moments._own_null import NullBlock, OpenNull
+from lrt_lens.moments._own_rows import BothSides
 from lrt_lens.moments._placement import Placement, placed
 from lrt_lens.moments._provenance import Provenance
-from lrt_lens.moments._row_keys import document_keys, parts_of
 from lrt_lens.moments._scatter import Scatter, SecondMoment, SideMoments, cross_at, part_sum
 from lrt_lens.moments._sketches import SKETCH_WIDTH, orthonormal_columns
 
@@ -72,11 +73,10 @@ logger = logging.getLogger(__name__)
 TEST_PARTS = DEFAULT_PARTS.test
 """Default parts of the documents that are only scored."""
 NULL_FIT, NULL_TEST = 0, 1
-_ROWS_AT_ONCE = 4096
 
 
 @dataclass
-class CrossMoments(Accumulator):
+class CrossMoments(TakesActivations):
     """Moments of source and target hook points on the same tokens, per part of the documents.
 
     Raises:
@@ -110,6 +110,7 @@ class CrossMoments(Accumulator):
     placement: Placement = field(default_factory=Placement, repr=False, compare=False)
     """Place of the sums."""
     _logged: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
+    _open_null: OpenNull = field(default_factory=OpenNull, init=False, repr=False, compare=False)
 
     schema: ClassVar[str] = MOMENTS_SCHEMA
 
@@ -123,80 +124,36 @@ class CrossMoments(Accumulator):
     # --------------------------------------------------------------------------------- accumulation
 
     @classmethod
-    def from_activations(
+    def _empty(
         cls,
-        x: Tensor,
-        y: Tensor,
-        *,
-        documents: Sequence[Any] | Tensor | np.ndarray,
-        source_hook: str = "source",
-        target_hook: str = "target",
-        moment_dtype: torch.dtype = torch.float32,
-        seed: int = 0,
-        parts: Parts = DEFAULT_PARTS,
+        pairs: tuple[HookPair, ...],
+        token_hook: str | None,
+        moment_dtype: torch.dtype,
+        null: str,
+        provenance: Provenance,
     ) -> "CrossMoments":
-        """Return the moments of activations from any library, row by row paired.
+        return cls(pairs, token_hook, moment_dtype, null, provenance)
 
-        Rows of one document are always in one part. There is no null, because shuffled pairs need
-        the positions of the rows in their windows.
-
-        Args:
-            x: [token, d_source].
-            y: [token, d_target].
-            documents: an id of the document of each row.
-            source_hook: name of the source hook point.
-            target_hook: name of the target hook point.
-            moment_dtype: precision of products.
-            seed: seed of the parts.
-            parts: numbers of folds and of groups of the test fold.
-
-        Raises:
-            ValueError: there are no rows, or x, y and documents differ in length.
-            NonFiniteError: an activation is NaN or infinite.
-        """
-        if not isinstance(parts, Parts):
-            raise ValueError(f"parts is {parts!r}; expected Parts(n_folds, n_test_groups)")
-        moments = cls(
-            pairs=((source_hook, target_hook),),
-            moment_dtype=moment_dtype,
-            provenance=Provenance(seed=seed, parts=parts),
+    def _widths(self) -> tuple[dict[str, int], dict[str, int]]:
+        source, target = (
+            {hook: len(m.shift) for hook, m in side.items()} for side in (self.source, self.target)
         )
-        moments.update(x, y, documents=documents)
-        moments.warn_of_heavy_rows()
-        return moments
+        return source, target
 
-    def update(
-        self, x: Tensor, y: Tensor, *, documents: Sequence[Any] | Tensor | np.ndarray
-    ) -> None:
-        """Add rows of the only hook pair; the rows of a document may come in several calls.
+    def _add_rows(self, part: int, rows: BothSides, name: RowName) -> None:
+        self._add(part, *rows, name=name)
 
-        Raises:
-            ValueError: these moments have several hook pairs, or the arguments differ in length.
-            NonFiniteError: an activation is NaN or infinite.
-            MismatchError: x or y has another width than before.
-        """
-        if len(self.pairs) != 1:
-            raise ValueError(
-                f"update needs moments of one pair; these have {len(self.pairs)}: use add_block"
-            )
-        if not len(x) == len(y) == len(documents):
-            raise ValueError(
-                f"rows do not pair: x has {len(x)}, y {len(y)}, documents {len(documents)}; "
-                "give one row of x, one of y and one document id per token"
-            )
-        if not len(x):
-            raise ValueError("x and y have no rows; expected one row per token")
-        keys = document_keys(documents, self.provenance.seed)
-        parts = torch.from_numpy(parts_of(keys, self.parts))
-        before = self.n_tokens
-        (source_hook, target_hook) = self.pairs[0]
-        self._make_ready({source_hook: x}, {target_hook: y})
-        for part in parts.unique().tolist():
-            rows_of_part = (parts == part).nonzero()[:, 0]
-            for rows in rows_of_part.split(_ROWS_AT_ONCE):
-                name = partial(document_row, rows, before, documents)
-                self._add(part, {source_hook: x[rows]}, {target_hook: y[rows]}, name=name)
-        self.finish()
+    def _add_null(self, block: NullBlock) -> None:
+        x, y = (
+            {
+                hook: CentredRows.of(
+                    rows, side[hook].shift.to(rows.device), self.moment_dtype, second=False
+                )
+                for hook, rows in streams.items()
+            }
+            for side, streams in ((self.source, block.x), (self.target, block.y))
+        )
+        self._add_shuffled(NULL_TEST if block.is_test else NULL_FIT, x, y, block.pairing)
 
     def add_block(
         self,
@@ -220,8 +177,8 @@ class CrossMoments(Accumulator):
         refuse_non_finite([*x.items(), *y.items()], self.n)
         if not self.source:
             self._start_with_mean_of(x, y)
-        for streams, side in ((x, self.source), (y, self.target)):
-            refuse_other_widths(streams, {hook: len(m.shift) for hook, m in side.items()})
+        for streams, widths in zip((x, y), self._widths(), strict=True):
+            refuse_other_widths(streams, widths)
 
     def _add(
         self,
@@ -248,16 +205,31 @@ class CrossMoments(Accumulator):
             if not (rows_x[s].is_plain and rows_y[t].is_plain):
                 add(self.cross[s, t][part], rows_x[s].rest(rows_y[t]))
         if pairing is not None and self.null != "none":
-            # Null: Σ(x_i − cₓ)(y_π(i) − c_y)ᵀ, or with Q [d_target, 64] of `sketch`
-            #       Σ(x_i − cₓ)(y_π(i) − c_y)ᵀQ, whose size does not grow with d_target
-            shuffled = {hook: self._sketched(hook, rows)[pairing] for hook, rows in light_y.items()}
-            for (s, t), product in cross_products(self.pairs, light_x, shuffled):
-                null = self.cross_null[s, t][NULL_FIT if part in self.parts.fit else NULL_TEST]
-                add(null, product)
-                if not (rows_x[s].is_plain and rows_y[t].is_plain):
-                    basis = self.sketch(t)
-                    basis = None if basis is None else basis.to(product.device)
-                    add(null, rows_x[s].rest(rows_y[t], pairing, basis))
+            half = NULL_FIT if part in self.parts.fit else NULL_TEST
+            self._add_shuffled(half, rows_x, rows_y, pairing)
+
+    def _add_shuffled(
+        self,
+        half: int,
+        rows_x: Mapping[str, CentredRows],
+        rows_y: Mapping[str, CentredRows],
+        pairing: Tensor,
+    ) -> None:
+        """Add products of shuffled pairs to one half of the null, fitting or test fold."""
+        # Null: Σ(x_i − cₓ)(y_π(i) − c_y)ᵀ, or with Q [d_target, 64] of `sketch`
+        #       Σ(x_i − cₓ)(y_π(i) − c_y)ᵀQ, whose size does not grow with d_target
+        light = {hook: block.light for hook, block in rows_x.items()}
+        shuffled = {
+            hook: self._sketched(hook, block.light)[pairing.to(block.light.device)]
+            for hook, block in rows_y.items()
+        }
+        for (s, t), product in cross_products(self.pairs, light, shuffled):
+            null = self.cross_null[s, t][half]
+            self.placement.add(null, product)
+            if not (rows_x[s].is_plain and rows_y[t].is_plain):
+                basis = self.sketch(t)
+                basis = None if basis is None else basis.to(product.device)
+                self.placement.add(null, rows_x[s].rest(rows_y[t], pairing, basis))
 
     def _add_sides(
         self, part: int, blocks: Mapping[str, Mapping[str, CentredRows]], name: RowName | None
@@ -274,7 +246,12 @@ class CrossMoments(Accumulator):
         self.n[part] += n_rows
 
     def finish(self) -> None:
-        """Add the products that are on their way from the device of the rows to the sums."""
+        """Add what is on its way to the sums.
+
+        Rows that wait for it get their shuffled pairs, and products arrive from the device of the
+        rows.
+        """
+        self._close_null()
         self.placement.finish()
 
     def trace(self, role: str, hook: str) -> float | None:
@@ -305,6 +282,7 @@ class CrossMoments(Accumulator):
         # Sums about another origin are given up first, because both may not fit.
         self.placement.finish()
         self.source, self.target, self.cross, self.cross_null = {}, {}, {}, {}
+        self._open_null = OpenNull()
         first, n_parts = next(iter(x.values())), self.parts.n_parts
         device = self.placement.sums_device or first.device
         zeros = partial(self.placement.zeros, like=first)
@@ -405,9 +383,9 @@ class CrossMoments(Accumulator):
         """
         if not self.cross_null:
             raise ValueError(
-                "these moments hold no shuffled pairs; harvest with null=True "
-                "(activations of your own have none)"
+                "these moments hold no shuffled pairs; harvest, or give activations, with null=True"
             )
+        self.finish()
         parts = self.parts.test if test else self.parts.fit
         truth, index = self.scatter(hook_pair, parts), list(parts)
         source, target = hook_pair
@@ -439,7 +417,7 @@ class CrossMoments(Accumulator):
         """
         self._refuse_other_settings(other)
         for one in (self, other):
-            one.placement.finish()
+            one.finish()
         provenance = self.provenance.merged(other.provenance)
         if not self.source or not other.source:
             return replace(self if self.source else other, provenance=provenance)
@@ -503,7 +481,7 @@ class CrossMoments(Accumulator):
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the sums by their names in a file, as views of these moments' own storage."""
-        self.placement.finish()
+        self.finish()
         sums = Sums(self.n, self.source, self.target, self.cross, self.cross_null)
         return to_tensors(sums, self.parts)
 
@@ -576,7 +554,7 @@ class CrossMoments(Accumulator):
         }
         sums = {
             "tokens": self.n_tokens,
-            "documents": origin.n_documents or None,
+            "documents": origin.n_documents or "unknown",
             "longer than the cap": origin.n_capped or None,
             "pairs": len(self.pairs),
             "folds": f"{self.parts.n_folds} that fit ({self.n_fit:,} tokens), "

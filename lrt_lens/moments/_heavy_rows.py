@@ -29,7 +29,7 @@ HeaviestRows = dict[str, tuple[float, str]]
 
 
 def document_row(
-    rows: Tensor, before: int, documents: Sequence[Any] | Tensor | np.ndarray, i: int
+    rows: Tensor | np.ndarray, before: int, documents: Sequence[Any] | Tensor | np.ndarray, i: int
 ) -> str:
     """Return the name of row ``rows[i]`` of a call, after ``before`` rows of earlier calls."""
     document = documents[int(rows[i])]

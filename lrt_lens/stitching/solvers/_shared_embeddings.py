@@ -50,7 +50,12 @@ def shared_embedding_maps(
     tokens, x, y = shared_rows(pair.source, pair.target, matrix)
     # Each token is a document of its own, so that folds are folds of tokens.
     moments = CrossMoments.from_activations(
-        x, y, documents=tokens, source_hook=f"{matrix}_source", target_hook=f"{matrix}_target"
+        x,
+        y,
+        documents=tokens,
+        source_hook=f"{matrix}_source",
+        target_hook=f"{matrix}_target",
+        null=False,
     )
     (only,) = moments.pairs
     fitters = (solver or Ridge()).fitters(moments)
