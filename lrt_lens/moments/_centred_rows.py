@@ -295,6 +295,36 @@ def cross_products(
                 yield from (((s, t), part) for t, part in zip(target_hooks, columns, strict=True))
 
 
+def pair_products(
+    pairs: Sequence[HookPair],
+    x: Mapping[str, CentredRows],
+    y: Mapping[str, CentredRows],
+    pairing: Tensor | None = None,
+    bases: Mapping[str, Tensor | None] | None = None,
+) -> Iterator[tuple[HookPair, Tensor]]:
+    """Yield products of hook pairs, of which those of one pair add up to Σ(x − c)(y − c')ᵀ.
+
+    Args:
+        pairs: hook pairs.
+        x: source rows of a block by hook point.
+        y: target rows of the same block.
+        pairing: [row], index of the y paired with each x; None: the same row.
+        bases: [d_target, column], columns onto which the rows of a target hook point are projected;
+            None: they are not projected.
+    """
+    light = {}
+    for hook, rows in y.items():
+        basis = None if bases is None else bases.get(hook)
+        projected = rows.light if basis is None else rows.light @ basis.to(rows.light)
+        light[hook] = projected if pairing is None else projected[pairing]
+    for (s, t), product in cross_products(pairs, {hook: x[hook].light for hook in x}, light):
+        yield (s, t), product
+        if not (x[s].is_plain and y[t].is_plain):
+            basis = None if bases is None else bases.get(t)
+            basis = None if basis is None else basis.to(product.device)
+            yield (s, t), x[s].rest(y[t], pairing, basis)
+
+
 def product_groups(
     hooks: Sequence[str], widths: Sequence[int], right_width: int
 ) -> Iterator[list[str]]:

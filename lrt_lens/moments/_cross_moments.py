@@ -38,20 +38,21 @@ from torch import Tensor
 from lrt_lens._byte_sizes import human_bytes
 from lrt_lens._late import implementation
 from lrt_lens._repr_html import card, facts, table
+from lrt_lens._settings import resolve, takes
 from lrt_lens._tensor_files import mapped_tensors
 from lrt_lens.data._fold_counts import fold_table
 from lrt_lens.data._parts import DEFAULT_PARTS
 from lrt_lens.errors import MismatchError, TooFewDocumentsError
 from lrt_lens.models._hook_points import HookPair
-from lrt_lens.moments._accumulator import add_whole, by_role, start_stored
+from lrt_lens.moments._accumulator import Accumulator, add_whole, by_role, start_stored
+from lrt_lens.moments._activation_settings import ActivationSettings
 from lrt_lens.moments._centred_rows import (
     CentredRows,
-    cross_products,
     first_shifts,
+    pair_products,
     refuse_non_finite,
     refuse_other_widths,
 )
-from lrt_lens.moments._from_activations import TakesActivations
 from lrt_lens.moments._heavy_rows import RowName, trace_about_mean
 from lrt_lens.moments._layout import (
     MOMENTS_SCHEMA,
@@ -62,7 +63,7 @@ from lrt_lens.moments._layout import (
     to_tensors,
 )
 from lrt_lens.moments._own_null import NullBlock, OpenNull
-from lrt_lens.moments._own_rows import BothSides
+from lrt_lens.moments._own_rows import Activations, Ids, RowIds
 from lrt_lens.moments._placement import Placement, placed
 from lrt_lens.moments._provenance import Provenance
 from lrt_lens.moments._scatter import Scatter, SecondMoment, SideMoments, cross_at, part_sum
@@ -76,7 +77,7 @@ NULL_FIT, NULL_TEST = 0, 1
 
 
 @dataclass
-class CrossMoments(TakesActivations):
+class CrossMoments(Accumulator):
     """Moments of source and target hook points on the same tokens, per part of the documents.
 
     Raises:
@@ -110,7 +111,8 @@ class CrossMoments(TakesActivations):
     placement: Placement = field(default_factory=Placement, repr=False, compare=False)
     """Place of the sums."""
     _logged: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
-    _open_null: OpenNull = field(default_factory=OpenNull, init=False, repr=False, compare=False)
+    open_null: OpenNull = field(default_factory=OpenNull, init=False, repr=False, compare=False)
+    """Documents of rows that a user gave, and rows that wait for their shuffled pairs."""
 
     schema: ClassVar[str] = MOMENTS_SCHEMA
 
@@ -124,26 +126,72 @@ class CrossMoments(TakesActivations):
     # --------------------------------------------------------------------------------- accumulation
 
     @classmethod
-    def _empty(
+    @takes(ActivationSettings)
+    def from_activations(
         cls,
-        pairs: tuple[HookPair, ...],
-        token_hook: str | None,
-        moment_dtype: torch.dtype,
-        null: str,
-        provenance: Provenance,
+        x: Activations,
+        y: Activations,
+        *,
+        documents: Ids,
+        positions: Ids | None = None,
+        tokens: Ids | None = None,
+        embedding: Any = None,
+        settings: ActivationSettings | None = None,
+        **options: Any,
     ) -> "CrossMoments":
-        return cls(pairs, token_hook, moment_dtype, null, provenance)
+        """Return the moments of activations from any library, row by row paired.
 
-    def _widths(self) -> tuple[dict[str, int], dict[str, int]]:
-        source, target = (
-            {hook: len(m.shift) for hook, m in side.items()} for side in (self.source, self.target)
-        )
-        return source, target
+        Rows of one document are in one part. The null pairs each row with a row of another
+        document, at the same position if there is one. Arrays are never copied as a whole.
 
-    def _add_rows(self, part: int, rows: BothSides, name: RowName) -> None:
-        self._add(part, *rows, name=name)
+        Args:
+            x: [token, d_source], of torch or numpy, in memory or in a mapped file; or such arrays
+                by layer or hook point. A layer l is ``blocks.{l}.hook_resid_post``, the states
+                after block l. ``"hook_embed"`` next to other hook points stands for token identity.
+            y: [token, d_target], or arrays by layer or hook point.
+            documents: an id of the document of each row.
+            positions: position of each row in its window; None: its rank within its document.
+            tokens: id of the source's token at each row, for the gain over token identity.
+            embedding: the source's embedding [vocabulary, d], from which token identity is
+                predicted as in a harvest; None: from one column per frequent token.
+            settings: an `ActivationSettings`; **options are its fields as keywords.
 
-    def _add_null(self, block: NullBlock) -> None:
+        Raises:
+            ValueError: there are no rows, or arrays and ids differ in length.
+            TypeError: an array is none, or holds no floating point numbers.
+            HookPointError: a layer is not on the model, or negative and the model is unknown.
+            MismatchError: an array has another width than its model.
+            NonFiniteError: an activation is NaN or infinite.
+        """
+        ids = RowIds(documents, positions, tokens, embedding)
+        chosen = resolve(ActivationSettings, settings, options)
+        return implementation("CrossMoments.from_activations")(x, y, ids, chosen)
+
+    def update(
+        self,
+        x: Activations,
+        y: Activations,
+        *,
+        documents: Ids,
+        positions: Ids | None = None,
+        tokens: Ids | None = None,
+        embedding: Any = None,
+    ) -> None:
+        """Add rows; the rows of a document may come in several calls.
+
+        The sums of true pairs do not depend on how rows are divided into calls. Shuffled pairs are
+        made among the rows of a call and rows that wait from earlier ones, about 4096 at a time;
+        the last ones when the null is read, or the moments are saved or merged. Give rows of many
+        documents per call if documents are long.
+
+        Arguments and errors are those of `from_activations`. The hook points, their widths and the
+        kind of token identity stay as they were for the first rows.
+        """
+        ids = RowIds(documents, positions, tokens, embedding)
+        implementation("CrossMoments.update")(self, x, y, ids)
+
+    def add_shuffled(self, block: NullBlock) -> None:
+        """Add a block of shuffled pairs to the null, and nothing to the sums of true pairs."""
         x, y = (
             {
                 hook: CentredRows.of(
@@ -177,8 +225,8 @@ class CrossMoments(TakesActivations):
         refuse_non_finite([*x.items(), *y.items()], self.n)
         if not self.source:
             self._start_with_mean_of(x, y)
-        for streams, widths in zip((x, y), self._widths(), strict=True):
-            refuse_other_widths(streams, widths)
+        for streams, side in ((x, self.source), (y, self.target)):
+            refuse_other_widths(streams, {hook: len(m.shift) for hook, m in side.items()})
 
     def _add(
         self,
@@ -197,13 +245,8 @@ class CrossMoments(TakesActivations):
             for side, streams in ((self.source, x), (self.target, y))
         )
         self._add_sides(part, {"source": rows_x, "target": rows_y}, name)
-        light_x, light_y = (
-            {hook: block.light for hook, block in blocks.items()} for blocks in (rows_x, rows_y)
-        )
-        for (s, t), product in cross_products(self.kept_pairs, light_x, light_y):
-            add(self.cross[s, t][part], product)
-            if not (rows_x[s].is_plain and rows_y[t].is_plain):
-                add(self.cross[s, t][part], rows_x[s].rest(rows_y[t]))
+        for hook_pair, product in pair_products(self.kept_pairs, rows_x, rows_y):
+            add(self.cross[hook_pair][part], product)
         if pairing is not None and self.null != "none":
             half = NULL_FIT if part in self.parts.fit else NULL_TEST
             self._add_shuffled(half, rows_x, rows_y, pairing)
@@ -218,18 +261,10 @@ class CrossMoments(TakesActivations):
         """Add products of shuffled pairs to one half of the null, fitting or test fold."""
         # Null: Σ(x_i − cₓ)(y_π(i) − c_y)ᵀ, or with Q [d_target, 64] of `sketch`
         #       Σ(x_i − cₓ)(y_π(i) − c_y)ᵀQ, whose size does not grow with d_target
-        light = {hook: block.light for hook, block in rows_x.items()}
-        shuffled = {
-            hook: self._sketched(hook, block.light)[pairing.to(block.light.device)]
-            for hook, block in rows_y.items()
-        }
-        for (s, t), product in cross_products(self.pairs, light, shuffled):
-            null = self.cross_null[s, t][half]
-            self.placement.add(null, product)
-            if not (rows_x[s].is_plain and rows_y[t].is_plain):
-                basis = self.sketch(t)
-                basis = None if basis is None else basis.to(product.device)
-                self.placement.add(null, rows_x[s].rest(rows_y[t], pairing, basis))
+        bases = {hook: self.sketch(hook) for hook in self.target_hooks}
+        products = pair_products(self.pairs, rows_x, rows_y, pairing, bases)
+        for hook_pair, product in products:
+            self.placement.add(self.cross_null[hook_pair][half], product)
 
     def _add_sides(
         self, part: int, blocks: Mapping[str, Mapping[str, CentredRows]], name: RowName | None
@@ -246,12 +281,11 @@ class CrossMoments(TakesActivations):
         self.n[part] += n_rows
 
     def finish(self) -> None:
-        """Add what is on its way to the sums.
-
-        Rows that wait for it get their shuffled pairs, and products arrive from the device of the
-        rows.
-        """
-        self._close_null()
+        """Add the shuffled pairs of rows that wait for them, and products on their way."""
+        if self.open_null.is_waiting:
+            for block in self.open_null.close():
+                self.add_shuffled(block)
+            self.warn_once(self.open_null.warning())
         self.placement.finish()
 
     def trace(self, role: str, hook: str) -> float | None:
@@ -282,7 +316,7 @@ class CrossMoments(TakesActivations):
         # Sums about another origin are given up first, because both may not fit.
         self.placement.finish()
         self.source, self.target, self.cross, self.cross_null = {}, {}, {}, {}
-        self._open_null = OpenNull()
+        self.open_null = OpenNull()
         first, n_parts = next(iter(x.values())), self.parts.n_parts
         device = self.placement.sums_device or first.device
         zeros = partial(self.placement.zeros, like=first)
@@ -315,10 +349,6 @@ class CrossMoments(TakesActivations):
         d = len(side.shift)
         basis = orthonormal_columns(d, self._null_width(d), self.provenance.seed)
         return basis.to(side.shift.device)
-
-    def _sketched(self, hook: str, rows: Tensor) -> Tensor:
-        basis = self.sketch(hook)
-        return rows if basis is None else rows @ basis.to(rows)
 
     # -------------------------------------------------------------------------------------- reading
 

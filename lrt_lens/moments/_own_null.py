@@ -7,15 +7,15 @@ document unless it is given, and gathers the rows of all fitting folds, and thos
 in blocks. Rows that fill several blocks are dealt to them in runs of neighbouring positions, so
 that every block has rows of all documents. Fewer rows wait for the next call, or for the end.
 
-    positions, new_documents = open_null.count(rows, parts)
-    for block in open_null.add(rows, positions, plan): block.x, block.y, block.pairing
-    for block in open_null.close(plan): ...
+    ranks, new_documents = open_null.count(keys, parts)
+    for block in open_null.add(keys, ranks, take, plan): block.x, block.y, block.pairing
+    for block in open_null.close(): ...
 
 Limits: a document that has more than half of a block is paired with itself in part, which a
 warning says. The counts take about 100 bytes per document.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,9 +25,12 @@ from torch import Tensor
 from lrt_lens.data._parts import Parts
 from lrt_lens.data._windows import pair_documents
 from lrt_lens.models._hook_points import HookPair
-from lrt_lens.moments._own_rows import BothSides, OwnRows
 from lrt_lens.moments._row_keys import parts_of
 
+BothSides = tuple[dict[str, Tensor], dict[str, Tensor]]
+"""Rows [row, d] by hook point, of source and target."""
+TakesRows = Callable[[np.ndarray], BothSides]
+"""Function from indices of rows to these rows."""
 _RUN = 16
 """Rows of neighbouring positions that are dealt to a block together."""
 _SAME_DOCUMENT = 0.05
@@ -48,8 +51,20 @@ class NullBlock:
     """Row of ``y`` that is paired with each row of ``x`` [row]."""
 
 
+@dataclass(frozen=True)
+class NullPlan:
+    """Settings of the blocks of the null."""
+
+    parts: Parts
+    pairs: Sequence[HookPair]
+    """Hook pairs that have a null."""
+    block_rows: int
+    """Rows that fill a block."""
+    seed: int
+
+
 @dataclass
-class _Waiting:
+class _WaitingRows:
     """Rows of one half that do not fill a block yet."""
 
     x: dict[str, Tensor] = field(default_factory=dict)
@@ -68,58 +83,70 @@ class OpenNull:
     """Rows of the null that were paired."""
     n_same: int = 0
     """Rows among them whose partner is of the same document."""
-    _halves: tuple[_Waiting, _Waiting] = field(default_factory=lambda: (_Waiting(), _Waiting()))
+    plan: NullPlan | None = None
+    """Settings of the blocks; None before the first row."""
+    _halves: tuple[_WaitingRows, _WaitingRows] = field(
+        default_factory=lambda: (_WaitingRows(), _WaitingRows())
+    )
 
-    def count(self, rows: OwnRows, parts: Parts) -> tuple[np.ndarray, tuple[int, ...]]:
-        """Count the rows, and return their positions [row] and the new documents by part [part].
+    def count(self, row_keys: np.ndarray, parts: Parts) -> tuple[np.ndarray, tuple[int, ...]]:
+        """Count rows, and return their ranks [row] and the number of new documents [part].
 
-        The position of a row is given, or its rank among all rows of its document so far.
+        Ranks are among all rows of a document so far. ``row_keys`` [row] are keys of documents.
         """
-        keys, inverse, sizes = np.unique(rows.keys, return_inverse=True, return_counts=True)
+        keys, inverse, sizes = np.unique(row_keys, return_inverse=True, return_counts=True)
         before = np.array([self.rows_of.get(key, 0) for key in keys.tolist()], dtype=np.int64)
         is_new = np.bincount(parts_of(keys, parts)[before == 0], minlength=parts.n_parts)
         new = tuple(is_new.tolist())
         self.rows_of.update(zip(keys.tolist(), (before + sizes).tolist(), strict=True))
-        if rows.positions is not None:
-            return rows.positions, new
         # Rank = place among all rows sorted by document − place of the first row of the document
         order = np.argsort(inverse, kind="stable")
         begins = np.cumsum(sizes) - sizes
-        ranks = np.empty(len(rows), dtype=np.int64)
-        ranks[order] = np.arange(len(rows)) - begins[inverse[order]]
+        ranks = np.empty(len(row_keys), dtype=np.int64)
+        ranks[order] = np.arange(len(row_keys)) - begins[inverse[order]]
         return ranks + before[inverse], new
 
-    def add(self, rows: OwnRows, positions: np.ndarray, about: "NullPlan") -> Iterator[NullBlock]:
-        """Yield full blocks of the null, and keep the rows that do not fill one."""
-        is_fit = np.isin(parts_of(rows.keys, about.parts), about.parts.fit)
+    def add(
+        self, row_keys: np.ndarray, positions: np.ndarray, take: TakesRows, plan: NullPlan
+    ) -> Iterator[NullBlock]:
+        """Yield full blocks of the null, and keep the rows that do not fill one.
+
+        Args:
+            row_keys: key of the document of each row [row].
+            positions: position of each row in its window [row].
+            take: function from indices to rows by hook point, of source and target.
+            plan: settings of the blocks.
+        """
+        self.plan = plan
+        is_fit = np.isin(parts_of(row_keys, plan.parts), plan.parts.fit)
         for half, mask in enumerate((is_fit, ~is_fit)):
             index = np.flatnonzero(mask)
             waiting = self._halves[half]
-            keys = np.concatenate([waiting.keys, rows.keys[index]])
+            keys = np.concatenate([waiting.keys, row_keys[index]])
             where = np.concatenate([waiting.positions, positions[index]])
-            n_blocks, n_waiting = len(keys) // about.block_rows, len(waiting.keys)
+            n_blocks, n_waiting = len(keys) // plan.block_rows, len(waiting.keys)
             if not n_blocks:
                 if len(index):
-                    x, y = _joined(waiting, np.arange(n_waiting), rows.take(index, about.pairs))
-                    self._replace(half, _Waiting(x, y, keys, where))
+                    x, y = _joined(waiting, np.arange(n_waiting), take(index))
+                    self._replace(half, _WaitingRows(x, y, keys, where))
                 continue
-            self._replace(half, _Waiting())
-            for block in _dealt(where, n_blocks, [about.seed, half, int(keys[0] % 2**32)]):
+            self._replace(half, _WaitingRows())
+            for block in _dealt(where, n_blocks, [plan.seed, half, int(keys[0] % 2**32)]):
                 old, new = block[block < n_waiting], block[block >= n_waiting] - n_waiting
-                x, y = _joined(waiting, old, rows.take(index[new], about.pairs))
-                yield self._paired(half, _Waiting(x, y, keys[block], where[block]), about)
+                x, y = _joined(waiting, old, take(index[new]))
+                yield self._paired(half, _WaitingRows(x, y, keys[block], where[block]), plan)
 
     @property
     def is_waiting(self) -> bool:
         """True if rows wait for their shuffled pairs."""
         return any(len(half.keys) for half in self._halves)
 
-    def close(self, about: "NullPlan") -> Iterator[NullBlock]:
+    def close(self) -> Iterator[NullBlock]:
         """Yield the blocks of the rows that wait."""
         for half, waiting in enumerate(self._halves):
-            if len(waiting.keys):
-                self._replace(half, _Waiting())
-                yield self._paired(half, waiting, about)
+            if self.plan is not None and len(waiting.keys):
+                self._replace(half, _WaitingRows())
+                yield self._paired(half, waiting, self.plan)
 
     def warning(self) -> str | None:
         """Return a sentence if many rows of the null have a partner of their own document."""
@@ -131,37 +158,25 @@ class OpenNull:
             "give more documents, or rows of more documents per call"
         )
 
-    def _replace(self, half: int, waiting: _Waiting) -> None:
+    def _replace(self, half: int, waiting: _WaitingRows) -> None:
         fit, test = self._halves
         self._halves = (fit, waiting) if half else (waiting, test)
 
-    def _paired(self, half: int, rows: _Waiting, about: "NullPlan") -> NullBlock:
-        part = int(parts_of(rows.keys[:1], about.parts)[0])
-        pairing = pair_documents(rows.keys, rows.positions, part, about.seed)
+    def _paired(self, half: int, rows: _WaitingRows, plan: NullPlan) -> NullBlock:
+        part = int(parts_of(rows.keys[:1], plan.parts)[0])
+        pairing = pair_documents(rows.keys, rows.positions, part, plan.seed)
         self.n_null += len(pairing)
         self.n_same += int((rows.keys[pairing] == rows.keys).sum())
         return NullBlock(bool(half), rows.x, rows.y, torch.from_numpy(pairing))
 
 
-@dataclass(frozen=True)
-class NullPlan:
-    """Settings of the blocks of the null."""
-
-    parts: Parts
-    pairs: Sequence[HookPair]
-    """Hook pairs that have a null."""
-    block_rows: int
-    """Rows that fill a block."""
-    seed: int
-
-
-def _joined(waiting: _Waiting, index: np.ndarray, new: BothSides) -> BothSides:
+def _joined(waiting: _WaitingRows, index: np.ndarray, new: BothSides) -> BothSides:
     """Return some rows that wait and new rows together, by hook point."""
     if not len(index):
         return new
     x, y = (
         {
-            hook: torch.cat([old[hook][torch.from_numpy(index).to(rows.device)], rows])
+            hook: torch.cat([old[hook].to(rows.device)[torch.from_numpy(index)], rows])
             for hook, rows in side.items()
         }
         for old, side in ((waiting.x, new[0]), (waiting.y, new[1]))

@@ -40,7 +40,9 @@ from lrt_lens.models._hook_points import (
     residual_post,
 )
 from lrt_lens.models._identity import ModelIdentity
+from lrt_lens.moments._activation_settings import TOKEN_COLUMNS
 from lrt_lens.moments._centred_rows import first_shifts, n_non_finite, non_finite
+from lrt_lens.moments._own_null import BothSides
 from lrt_lens.moments._provenance import Provenance
 from lrt_lens.moments._row_keys import document_keys, parts_of
 
@@ -48,15 +50,11 @@ Ids = Sequence[Any] | Tensor | np.ndarray
 """One id per row."""
 Activations = Any
 """An array [row, d] (torch, numpy, a mapped file), or arrays by layer or name of a hook point."""
-BothSides = tuple[dict[str, Tensor], dict[str, Tensor]]
-"""Rows [row, d] by hook point, of source and target."""
 TOKENS = "frequent_tokens"
 """Name of the source hook point with one column per frequent token."""
 
 _ROWS_AT_ONCE = 4096
 """Rows of a product of true pairs, and of one check for NaN."""
-TOKEN_COLUMNS = 1024
-"""Default largest number of frequent tokens that have a column."""
 
 
 @dataclass(frozen=True)

@@ -198,7 +198,7 @@ def test_blocks_of_long_documents_hold_rows_of_all(
     with caplog.at_level(logging.WARNING):
         moments = moments_of(replace(rows, documents=documents))
         moments.finish()
-    open_null = moments._open_null
+    open_null = moments.open_null
     assert open_null.n_null == 2400
     assert open_null.n_same < 0.02 * 2400
     assert "shuffled pairs" not in caplog.text
@@ -235,7 +235,7 @@ def test_rows_of_small_calls_wait_for_partners(rows: Any, moments_of: Any) -> No
 def test_rows_that_wait_are_not_lost(rows: Any, moments_of: Any, way: str, tmp_path: Path) -> None:
     moments, expected = moments_of(rows), moments_of(rows)
     expected.finish()
-    assert moments._open_null.is_waiting
+    assert moments.open_null.is_waiting
     if way == "saved":
         found = CrossMoments.load(moments.save(tmp_path / "moments.safetensors"))
     elif way == "pickled":
