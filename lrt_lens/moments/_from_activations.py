@@ -20,6 +20,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
+
 from lrt_lens.errors import HookPointError
 from lrt_lens.models._hook_points import EMBED, SOURCE, TARGET, HookPair, hooks_of
 from lrt_lens.models._hooked_model import HookedModel
@@ -31,8 +33,10 @@ from lrt_lens.moments._cross_moments import CrossMoments
 from lrt_lens.moments._heavy_rows import document_row
 from lrt_lens.moments._own_null import NullPlan
 from lrt_lens.moments._own_rows import TOKENS, Activations, OwnRows, RowIds, hook_name
+from lrt_lens.moments._placement import refuse_unfit
 from lrt_lens.moments._plan import null_kind, rows_of_block
 from lrt_lens.moments._provenance import Provenance, package_versions
+from lrt_lens.moments._sketches import SKETCH_WIDTH
 
 
 def moments_of_activations(
@@ -56,9 +60,24 @@ def moments_of_activations(
     null = null_kind(settings.null, pairs, *widths)
     dtype = torch_dtype(settings.moment_dtype)
     moments = CrossMoments(pairs, token_hook, dtype, null, provenance)
+    _refuse_too_large(moments, rows)
     _add(moments, rows)
     moments.warn_of_heavy_rows()
     return moments
+
+
+def _refuse_too_large(moments: CrossMoments, rows: OwnRows) -> None:
+    """Raise ValueError if the sums need more memory than is free."""
+    pairs, n_parts = moments.kept_pairs, moments.parts.n_parts
+    x, y = ({hook: one.width for hook, one in side.items()} for side in (rows.x, rows.y))
+    # P·(Σ d_s² + Σ d_t² + Σ_pairs d_s·d_t) numbers of float64, and two slices of the null
+    numbers = sum(x[hook] ** 2 for hook in hooks_of(pairs, SOURCE))
+    numbers += sum(y[hook] ** 2 for hook in hooks_of(pairs, TARGET))
+    numbers = n_parts * (numbers + sum(x[s] * y[t] for s, t in pairs))
+    widest = {"none": 0, "sketch": SKETCH_WIDTH, "full": max(y.values())}[moments.null]
+    numbers += 2 * sum(x[s] * min(widest, y[t]) for s, t in moments.pairs)
+    remedy = "give fewer hook pairs (pairs=…), null=False, or parts=Parts(…) with fewer of them"
+    refuse_unfit(numbers * torch.float64.itemsize, rows.device, remedy)
 
 
 def add_activations(moments: CrossMoments, x: Activations, y: Activations, ids: RowIds) -> None:

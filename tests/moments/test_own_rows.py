@@ -260,7 +260,7 @@ def test_positions_decide_the_partners(rows: Any, moments_of: Any) -> None:
 
 
 def test_rows_of_a_harvest_give_its_moments(pair: Any, corpus: list[str]) -> None:
-    """The same blocks give the same sums, null and token identity included."""
+    """Compare all sums, null and token identity included, with the same blocks."""
     by_key = {document_key(text, 0): text for text in corpus}
     blocks: list[tuple[Any, ...]] = []
 
@@ -497,6 +497,27 @@ def test_tokens_that_come_too_late_are_refused(rows: Any, moments_of: Any) -> No
     moments = moments_of(rows)
     with pytest.raises(ValueError, match="these moments have no token identity: give tokens with"):
         moments.update(rows.x, rows.y, documents=rows.documents, tokens=range(2400))
+
+
+def test_moments_that_do_not_fit_are_refused_before_a_row_is_read(
+    rows: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lrt_lens.moments._placement.available_memory", lambda _: 1000)
+    with pytest.raises(ValueError, match=r"give fewer hook pairs \(pairs=…\), null=False"):
+        CrossMoments.from_activations(rows.x * float("nan"), rows.y, documents=rows.documents)
+
+
+def test_ids_may_be_columns_of_a_table(rows: Any, moments_of: Any) -> None:
+    table = pd.DataFrame({"document": rows.documents}, index=range(5000, 7400))
+    x = rows.x.clone()
+    # A heavy row is named by its document.
+    x[7] *= 1e6
+    moments = moments_of(replace(rows, x=x, documents=table["document"]))
+    assert moments.provenance.n_documents == 120
+    [(_, name)] = [
+        row for hook, row in moments.provenance.heaviest_rows.items() if "source" in hook
+    ]
+    assert name == "row 7 (document 'document 0')"
 
 
 def test_settings_are_an_object_or_keywords(rows: Any) -> None:

@@ -4,8 +4,7 @@ Problem: what is known differs: a survey has no fidelities, and the target may n
 texts. Mechanism: one rule per kind of artefact, which uses the best evidence that there is:
 
     vector   ρ_read · gain over token identity (mean R² over dimensions if that is unknown);
-             ρ_read · effect of the target's own vector, if that
-             was measured
+             ρ_read · effect of the target's own vector, if that was measured
     probe    Φ(ρ_read · d′/√2); the AUROC of the transferred probe if the target read the texts
 
 Φ(d′/√2) is the AUROC of two normal distributions d′ standard deviations apart. If the read-out on
