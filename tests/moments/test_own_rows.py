@@ -404,7 +404,10 @@ def test_what_is_unknown_is_called_unknown(
     assert moments.provenance.source is None
     assert "unknown" in moments.provenance.alignment
     assert "unknown model" in moments._repr_html_()
-    moments.fit().best().save_pretrained(tmp_path)
+    stitch = moments.fit().best()
+    assert repr(stitch).startswith("Stitch(unknown source → unknown target, r2 0.")
+    assert repr(stitch).endswith(", tokens alone unknown)")
+    stitch.save_pretrained(tmp_path)
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "0 tokens" not in card
     assert "windows: unknown" in card
