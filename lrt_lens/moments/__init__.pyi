@@ -1,6 +1,5 @@
-from ._checkpoint_files import remove_checkpoints as remove_checkpoints
 from ._activation_settings import ActivationSettings as ActivationSettings
-from ._checkpoint import remove_checkpoints as remove_checkpoints
+from ._checkpoint_files import remove_checkpoints as remove_checkpoints
 from ._cross_moments import TEST_PARTS as TEST_PARTS
 from ._cross_moments import CrossMoments as CrossMoments
 from ._harvest_settings import HarvestSettings as HarvestSettings
