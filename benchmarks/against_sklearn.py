@@ -42,7 +42,7 @@ def fit_time_over_sklearn(settings: Settings) -> Measurement:
             settings.repetitions(5),
         )
         parts = alternate(
-            lambda: CrossMoments.from_activations(x, y, documents=documents),
+            lambda: CrossMoments.from_activations(x, y, documents=documents, null=False),
             lambda: (x.T @ x, x.T @ y),
             3,
         )
@@ -71,7 +71,7 @@ def fit_time_over_sklearn(settings: Settings) -> Measurement:
 
 def _ours(x: Tensor, y: Tensor, documents: Tensor) -> AffineMap:
     """The ridge map up from moments of all rows."""
-    moments = CrossMoments.from_activations(x, y, documents=documents)
+    moments = CrossMoments.from_activations(x, y, documents=documents, null=False)
     (pair,) = moments.pairs
     scatter = moments.scatter(pair, range(N_PARTS))
     return Ridge(alpha=_ALPHA).decompose(scatter.xx).solve(scatter, _ALPHA, *pair)

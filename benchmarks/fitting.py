@@ -102,4 +102,5 @@ def run_duel(settings: Settings) -> Duel:
 
 def _closed_form(rows: Recording) -> StitchGrid:
     """Moments of the rows, and ridge maps with cross-validated penalties."""
-    return CrossMoments.from_activations(rows.x, rows.y, documents=rows.documents).fit()
+    moments = CrossMoments.from_activations(rows.x, rows.y, documents=rows.documents, null=False)
+    return moments.fit()

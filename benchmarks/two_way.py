@@ -94,7 +94,7 @@ def run_contest(settings: Settings) -> Contest:
     """Draw rows, run Adam, accumulate moments, minimise eq. 3, and time each."""
     x, y, documents = _rows(settings)
     started = time.perf_counter()
-    moments = CrossMoments.from_activations(x, y, documents=documents)
+    moments = CrossMoments.from_activations(x, y, documents=documents, null=False)
     accumulation = time.perf_counter() - started
     (pair,) = moments.pairs
     fit, test = moments.scatter(pair, FIT_PARTS), moments.scatter(pair, TEST_PARTS)

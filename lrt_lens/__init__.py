@@ -61,6 +61,9 @@ it."""
 provide(
     {
         "CrossMoments.fit": "lrt_lens.stitching:fit_grid",
+        "CrossMoments.from_activations": "lrt_lens.moments._from_activations:"
+        "moments_of_activations",
+        "CrossMoments.update": "lrt_lens.moments._from_activations:add_activations",
         "StitchGrid.compare": "lrt_lens.stitching:compare_solvers",
         "Stitch.transfer SteeringVector": "lrt_lens.adapters.vectors._transfer:transfer_vector",
         "Stitch.transfer sae_lens": "lrt_lens.adapters.saes:transfer_sae",

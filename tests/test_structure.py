@@ -90,7 +90,7 @@ LATE_IMPORTS = {
 }
 """Files that import our own modules inside functions: the command line must start without torch."""
 LATE_METHODS = {
-    "moments/_cross_moments.py": "CrossMoments.fit",
+    "moments/_cross_moments.py": "CrossMoments.fit, from_activations and update",
     "stitching/_grid.py": "StitchGrid.compare",
     "stitching/_stitch_data.py": "Stitch.transfer",
     "adapters/vectors/_serving_methods.py": "SteeringVector.export",

@@ -30,7 +30,9 @@ from lrt_lens.models._pair import model_sides, paired_hooks
 from lrt_lens.models._reading import readable
 from lrt_lens.models._text_codec import text_list
 from lrt_lens.models._text_reader import SKIP_FIRST
-from lrt_lens.moments._cross_moments import CrossMoments
+from lrt_lens.moments._activation_settings import ActivationSettings
+from lrt_lens.moments._from_activations import moments_of_activations
+from lrt_lens.moments._own_rows import RowIds
 from lrt_lens.stitching._affine import AffineMap, MapPair
 from lrt_lens.stitching._fit import fit_grid
 from lrt_lens.stitching._stitch import Stitch
@@ -136,7 +138,7 @@ def with_streams(
 
 def _fit(x: Tensor, y: Tensor, tokens: list[str], solver: Solver) -> Stitch:
     # Each token is a document of its own, so folds and intervals are over tokens.
-    moments = CrossMoments.from_activations(x, y, documents=tokens)
+    moments = moments_of_activations(x, y, RowIds(tokens), ActivationSettings(null=False))
     (only,) = moments.pairs
     return fit_grid(moments, solver)[only]
 

@@ -305,12 +305,23 @@ def shuffled_rows(block: Block, order: list[Window], seed: int) -> np.ndarray:
     with a row at the same position of its window. If a position occurs in too few documents, its
     rows are paired with rows of other documents at other positions.
     """
-    _, document = np.unique(
-        np.array([w.document for w in order], dtype=np.uint64), return_inverse=True
+    documents = np.repeat(
+        np.array([w.document for w in order], dtype=np.uint64), [len(w.rows) for w in order]
     )
-    documents = np.repeat(document, [len(w.rows) for w in order])
-    positions = np.concatenate([w.rows for w in order])
-    rng = np.random.default_rng([seed, block.part, len(positions), int(order[0].document % 2**32)])
+    return pair_documents(documents, np.concatenate([w.rows for w in order]), block.part, seed)
+
+
+def pair_documents(keys: np.ndarray, positions: np.ndarray, part: int, seed: int) -> np.ndarray:
+    """Return a permutation of the rows of a block as `shuffled_rows` does.
+
+    Args:
+        keys: key of the document of each row [row].
+        positions: position of each row in its window [row].
+        part: part of the documents; of several parts any one.
+        seed: seed of the permutation.
+    """
+    _, documents = np.unique(keys, return_inverse=True)
+    rng = np.random.default_rng([seed, part, len(positions), int(keys[0] % 2**32)])
     # Documents in random order; rows of equal position are sorted by it.
     rank = rng.permutation(documents.max() + 1)[documents]
     pairing = np.arange(len(positions))

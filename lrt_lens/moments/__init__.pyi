@@ -1,3 +1,4 @@
+from ._activation_settings import ActivationSettings as ActivationSettings
 from ._checkpoint_files import remove_checkpoints as remove_checkpoints
 from ._cross_moments import TEST_PARTS as TEST_PARTS
 from ._cross_moments import CrossMoments as CrossMoments

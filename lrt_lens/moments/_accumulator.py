@@ -180,9 +180,13 @@ class Accumulator(ABC):
     def warn_of_heavy_rows(self) -> None:
         """Log a warning for each hook point of which one row has most of the variance, once."""
         for sentence in heavy_rows(self.provenance.heaviest_rows, self.trace, self.n):
-            if sentence not in self._logged:
-                self._logged.add(sentence)
-                logger.warning("%s", sentence)
+            self.warn_once(sentence)
+
+    def warn_once(self, sentence: str | None) -> None:
+        """Log a warning that was not logged before; None is no warning."""
+        if sentence is not None and sentence not in self._logged:
+            self._logged.add(sentence)
+            logger.warning("%s", sentence)
 
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file atomically and return its path."""

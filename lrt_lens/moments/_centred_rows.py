@@ -224,15 +224,26 @@ def refuse_non_finite(streams: Sequence[tuple[str, Tensor]], n: Tensor) -> None:
         n: number of rows of each part that were added before [part].
     """
     for hook, rows in streams:
-        # One sum is NaN or infinite if any of its terms is. In float32, because a float16 sum of
-        # finite numbers may overflow.
-        if not torch.isfinite(rows.sum(dtype=torch.promote_types(rows.dtype, torch.float32))):
-            bad = int((~torch.isfinite(rows)).any(1).sum())
-            raise NonFiniteError(
-                f"{bad} of {len(rows)} activations at {hook!r} are NaN or infinite, in the batch "
-                f"that starts at token {int(n.sum()):,}; nothing of this batch was added: "
-                "load the model in float32 or bfloat16 instead of float16, or drop the text"
-            )
+        if bad := n_non_finite(rows):
+            raise non_finite(hook, bad, len(rows), int(n.sum()))
+
+
+def n_non_finite(rows: Tensor) -> int:
+    """Return the number of rows [row, d] that have a NaN or an infinite number."""
+    # One sum is NaN or infinite if any of its terms is. In float32, because a float16 sum of
+    # finite numbers may overflow.
+    if torch.isfinite(rows.sum(dtype=torch.promote_types(rows.dtype, torch.float32))):
+        return 0
+    return int((~torch.isfinite(rows)).any(1).sum())
+
+
+def non_finite(hook: str, bad: int, n_rows: int, n_before: int) -> NonFiniteError:
+    """Return the error about a batch with ``bad`` rows that are NaN or infinite."""
+    return NonFiniteError(
+        f"{bad} of {n_rows} activations at {hook!r} are NaN or infinite, in the batch "
+        f"that starts at token {n_before:,}; nothing of this batch was added: "
+        "load the model in float32 or bfloat16 instead of float16, or drop the text"
+    )
 
 
 def refuse_other_widths(streams: Mapping[str, Tensor], widths: Mapping[str, int]) -> None:
@@ -243,12 +254,16 @@ def refuse_other_widths(streams: Mapping[str, Tensor], widths: Mapping[str, int]
         widths: d of the sums by hook point.
     """
     for hook, rows in streams.items():
-        width, expected = rows.shape[-1], widths[hook]
-        if width != expected:
-            raise MismatchError(
-                f"{hook!r} has {width} dimensions; these moments were begun with "
-                f"{expected}: give rows of the same hook points and models"
-            )
+        refuse_other_width(hook, rows.shape[-1], widths[hook])
+
+
+def refuse_other_width(hook: str, width: int, expected: int) -> None:
+    """Raise `MismatchError` if rows have another width than the sums they are added to."""
+    if width != expected:
+        raise MismatchError(
+            f"{hook!r} has {width} dimensions; these moments were begun with "
+            f"{expected}: give rows of the same hook points and models"
+        )
 
 
 def cross_products(
@@ -278,6 +293,36 @@ def cross_products(
             for s, block in zip(source_hooks, rows, strict=True):
                 columns = block.split([y[t].shape[1] for t in target_hooks], 1)
                 yield from (((s, t), part) for t, part in zip(target_hooks, columns, strict=True))
+
+
+def pair_products(
+    pairs: Sequence[HookPair],
+    x: Mapping[str, CentredRows],
+    y: Mapping[str, CentredRows],
+    pairing: Tensor | None = None,
+    bases: Mapping[str, Tensor | None] | None = None,
+) -> Iterator[tuple[HookPair, Tensor]]:
+    """Yield products of hook pairs, of which those of one pair add up to Σ(x − c)(y − c')ᵀ.
+
+    Args:
+        pairs: hook pairs.
+        x: source rows of a block by hook point.
+        y: target rows of the same block.
+        pairing: [row], index of the y paired with each x; None: the same row.
+        bases: [d_target, column], columns onto which the rows of a target hook point are projected;
+            None: they are not projected.
+    """
+    light = {}
+    for hook, rows in y.items():
+        basis = None if bases is None else bases.get(hook)
+        projected = rows.light if basis is None else rows.light @ basis.to(rows.light)
+        light[hook] = projected if pairing is None else projected[pairing]
+    for (s, t), product in cross_products(pairs, {hook: x[hook].light for hook in x}, light):
+        yield (s, t), product
+        if not (x[s].is_plain and y[t].is_plain):
+            basis = None if bases is None else bases.get(t)
+            basis = None if basis is None else basis.to(product.device)
+            yield (s, t), x[s].rest(y[t], pairing, basis)
 
 
 def product_groups(

@@ -31,7 +31,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -39,20 +38,22 @@ from torch import Tensor
 from lrt_lens._byte_sizes import human_bytes
 from lrt_lens._late import implementation
 from lrt_lens._repr_html import card, facts, table
+from lrt_lens._settings import resolve, takes
 from lrt_lens._tensor_files import mapped_tensors
 from lrt_lens.data._fold_counts import fold_table
-from lrt_lens.data._parts import DEFAULT_PARTS, Parts
+from lrt_lens.data._parts import DEFAULT_PARTS
 from lrt_lens.errors import MismatchError, TooFewDocumentsError
 from lrt_lens.models._hook_points import HookPair
 from lrt_lens.moments._accumulator import Accumulator, add_whole, by_role, start_stored
+from lrt_lens.moments._activation_settings import ActivationSettings
 from lrt_lens.moments._centred_rows import (
     CentredRows,
-    cross_products,
     first_shifts,
+    pair_products,
     refuse_non_finite,
     refuse_other_widths,
 )
-from lrt_lens.moments._heavy_rows import RowName, document_row, trace_about_mean
+from lrt_lens.moments._heavy_rows import RowName, trace_about_mean
 from lrt_lens.moments._layout import (
     MOMENTS_SCHEMA,
     MomentFile,
@@ -61,9 +62,10 @@ from lrt_lens.moments._layout import (
     to_metadata,
     to_tensors,
 )
+from lrt_lens.moments._own_null import NullBlock, OpenNull
+from lrt_lens.moments._own_rows import Activations, Ids, RowIds
 from lrt_lens.moments._placement import Placement, placed
 from lrt_lens.moments._provenance import Provenance
-from lrt_lens.moments._row_keys import document_keys, parts_of
 from lrt_lens.moments._scatter import Scatter, SecondMoment, SideMoments, cross_at, part_sum
 from lrt_lens.moments._sketches import SKETCH_WIDTH, orthonormal_columns
 
@@ -72,7 +74,6 @@ logger = logging.getLogger(__name__)
 TEST_PARTS = DEFAULT_PARTS.test
 """Default parts of the documents that are only scored."""
 NULL_FIT, NULL_TEST = 0, 1
-_ROWS_AT_ONCE = 4096
 
 
 @dataclass
@@ -110,6 +111,8 @@ class CrossMoments(Accumulator):
     placement: Placement = field(default_factory=Placement, repr=False, compare=False)
     """Place of the sums."""
     _logged: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
+    open_null: OpenNull = field(default_factory=OpenNull, init=False, repr=False, compare=False)
+    """Documents of rows that a user gave, and rows that wait for their shuffled pairs."""
 
     schema: ClassVar[str] = MOMENTS_SCHEMA
 
@@ -123,80 +126,82 @@ class CrossMoments(Accumulator):
     # --------------------------------------------------------------------------------- accumulation
 
     @classmethod
+    @takes(ActivationSettings)
     def from_activations(
         cls,
-        x: Tensor,
-        y: Tensor,
+        x: Activations,
+        y: Activations,
         *,
-        documents: Sequence[Any] | Tensor | np.ndarray,
-        source_hook: str = "source",
-        target_hook: str = "target",
-        moment_dtype: torch.dtype = torch.float32,
-        seed: int = 0,
-        parts: Parts = DEFAULT_PARTS,
+        documents: Ids,
+        positions: Ids | None = None,
+        tokens: Ids | None = None,
+        embedding: Any = None,
+        settings: ActivationSettings | None = None,
+        **options: Any,
     ) -> "CrossMoments":
         """Return the moments of activations from any library, row by row paired.
 
-        Rows of one document are always in one part. There is no null, because shuffled pairs need
-        the positions of the rows in their windows.
+        Rows of one document are in one part. The null pairs each row with a row of another
+        document, at the same position if there is one. Arrays are never copied as a whole.
 
         Args:
-            x: [token, d_source].
-            y: [token, d_target].
+            x: [token, d_source], of torch or numpy, in memory or in a mapped file; or such arrays
+                by layer or hook point. A layer l is ``blocks.{l}.hook_resid_post``, the states
+                after block l. ``"hook_embed"`` next to other hook points stands for token identity.
+            y: [token, d_target], or arrays by layer or hook point.
             documents: an id of the document of each row.
-            source_hook: name of the source hook point.
-            target_hook: name of the target hook point.
-            moment_dtype: precision of products.
-            seed: seed of the parts.
-            parts: numbers of folds and of groups of the test fold.
+            positions: position of each row in its window; None: its rank within its document.
+            tokens: id of the source's token at each row, for the gain over token identity.
+            embedding: the source's embedding [vocabulary, d], from which token identity is
+                predicted as in a harvest; None: from one column per frequent token.
+            settings: an `ActivationSettings`; **options are its fields as keywords.
 
         Raises:
-            ValueError: there are no rows, or x, y and documents differ in length.
+            ValueError: there are no rows, or arrays and ids differ in length.
+            TypeError: an array is none, or holds no floating point numbers.
+            HookPointError: a layer is not on the model, or negative and the model is unknown.
+            MismatchError: an array has another width than its model.
             NonFiniteError: an activation is NaN or infinite.
         """
-        if not isinstance(parts, Parts):
-            raise ValueError(f"parts is {parts!r}; expected Parts(n_folds, n_test_groups)")
-        moments = cls(
-            pairs=((source_hook, target_hook),),
-            moment_dtype=moment_dtype,
-            provenance=Provenance(seed=seed, parts=parts),
-        )
-        moments.update(x, y, documents=documents)
-        moments.warn_of_heavy_rows()
-        return moments
+        ids = RowIds(documents, positions, tokens, embedding)
+        chosen = resolve(ActivationSettings, settings, options)
+        return implementation("CrossMoments.from_activations")(x, y, ids, chosen)
 
     def update(
-        self, x: Tensor, y: Tensor, *, documents: Sequence[Any] | Tensor | np.ndarray
+        self,
+        x: Activations,
+        y: Activations,
+        *,
+        documents: Ids,
+        positions: Ids | None = None,
+        tokens: Ids | None = None,
+        embedding: Any = None,
     ) -> None:
-        """Add rows of the only hook pair; the rows of a document may come in several calls.
+        """Add rows; the rows of a document may come in several calls.
 
-        Raises:
-            ValueError: these moments have several hook pairs, or the arguments differ in length.
-            NonFiniteError: an activation is NaN or infinite.
-            MismatchError: x or y has another width than before.
+        The sums of true pairs do not depend on how rows are divided into calls. Shuffled pairs are
+        made among the rows of a call and rows that wait from earlier ones, about 4096 at a time;
+        the last ones when the null is read, or the moments are saved or merged. Give rows of many
+        documents per call if documents are long.
+
+        Arguments and errors are those of `from_activations`. The hook points, their widths and the
+        kind of token identity stay as they were for the first rows.
         """
-        if len(self.pairs) != 1:
-            raise ValueError(
-                f"update needs moments of one pair; these have {len(self.pairs)}: use add_block"
-            )
-        if not len(x) == len(y) == len(documents):
-            raise ValueError(
-                f"rows do not pair: x has {len(x)}, y {len(y)}, documents {len(documents)}; "
-                "give one row of x, one of y and one document id per token"
-            )
-        if not len(x):
-            raise ValueError("x and y have no rows; expected one row per token")
-        keys = document_keys(documents, self.provenance.seed)
-        parts = torch.from_numpy(parts_of(keys, self.parts))
-        before = self.n_tokens
-        (source_hook, target_hook) = self.pairs[0]
-        self._make_ready({source_hook: x}, {target_hook: y})
-        for part in parts.unique().tolist():
-            rows_of_part = (parts == part).nonzero()[:, 0]
-            for rows in rows_of_part.split(_ROWS_AT_ONCE):
-                name = partial(document_row, rows, before, documents)
-                self._add(part, {source_hook: x[rows]}, {target_hook: y[rows]}, name=name)
-        self.finish()
+        ids = RowIds(documents, positions, tokens, embedding)
+        implementation("CrossMoments.update")(self, x, y, ids)
+
+    def add_shuffled(self, block: NullBlock) -> None:
+        """Add a block of shuffled pairs to the null, and nothing to the sums of true pairs."""
+        x, y = (
+            {
+                hook: CentredRows.of(
+                    rows, side[hook].shift.to(rows.device), self.moment_dtype, second=False
+                )
+                for hook, rows in streams.items()
+            }
+            for side, streams in ((self.source, block.x), (self.target, block.y))
+        )
+        self._add_shuffled(NULL_TEST if block.is_test else NULL_FIT, x, y, block.pairing)
 
     def add_block(
         self,
@@ -240,24 +245,26 @@ class CrossMoments(Accumulator):
             for side, streams in ((self.source, x), (self.target, y))
         )
         self._add_sides(part, {"source": rows_x, "target": rows_y}, name)
-        light_x, light_y = (
-            {hook: block.light for hook, block in blocks.items()} for blocks in (rows_x, rows_y)
-        )
-        for (s, t), product in cross_products(self.kept_pairs, light_x, light_y):
-            add(self.cross[s, t][part], product)
-            if not (rows_x[s].is_plain and rows_y[t].is_plain):
-                add(self.cross[s, t][part], rows_x[s].rest(rows_y[t]))
+        for hook_pair, product in pair_products(self.kept_pairs, rows_x, rows_y):
+            add(self.cross[hook_pair][part], product)
         if pairing is not None and self.null != "none":
-            # Null: Σ(x_i − cₓ)(y_π(i) − c_y)ᵀ, or with Q [d_target, 64] of `sketch`
-            #       Σ(x_i − cₓ)(y_π(i) − c_y)ᵀQ, whose size does not grow with d_target
-            shuffled = {hook: self._sketched(hook, rows)[pairing] for hook, rows in light_y.items()}
-            for (s, t), product in cross_products(self.pairs, light_x, shuffled):
-                null = self.cross_null[s, t][NULL_FIT if part in self.parts.fit else NULL_TEST]
-                add(null, product)
-                if not (rows_x[s].is_plain and rows_y[t].is_plain):
-                    basis = self.sketch(t)
-                    basis = None if basis is None else basis.to(product.device)
-                    add(null, rows_x[s].rest(rows_y[t], pairing, basis))
+            half = NULL_FIT if part in self.parts.fit else NULL_TEST
+            self._add_shuffled(half, rows_x, rows_y, pairing)
+
+    def _add_shuffled(
+        self,
+        half: int,
+        rows_x: Mapping[str, CentredRows],
+        rows_y: Mapping[str, CentredRows],
+        pairing: Tensor,
+    ) -> None:
+        """Add products of shuffled pairs to one half of the null, fitting or test fold."""
+        # Null: Σ(x_i − cₓ)(y_π(i) − c_y)ᵀ, or with Q [d_target, 64] of `sketch`
+        #       Σ(x_i − cₓ)(y_π(i) − c_y)ᵀQ, whose size does not grow with d_target
+        bases = {hook: self.sketch(hook) for hook in self.target_hooks}
+        products = pair_products(self.pairs, rows_x, rows_y, pairing, bases)
+        for hook_pair, product in products:
+            self.placement.add(self.cross_null[hook_pair][half], product)
 
     def _add_sides(
         self, part: int, blocks: Mapping[str, Mapping[str, CentredRows]], name: RowName | None
@@ -274,7 +281,11 @@ class CrossMoments(Accumulator):
         self.n[part] += n_rows
 
     def finish(self) -> None:
-        """Add the products that are on their way from the device of the rows to the sums."""
+        """Add the shuffled pairs of rows that wait for them, and products on their way."""
+        if self.open_null.is_waiting:
+            for block in self.open_null.close():
+                self.add_shuffled(block)
+            self.warn_once(self.open_null.warning())
         self.placement.finish()
 
     def trace(self, role: str, hook: str) -> float | None:
@@ -305,6 +316,7 @@ class CrossMoments(Accumulator):
         # Sums about another origin are given up first, because both may not fit.
         self.placement.finish()
         self.source, self.target, self.cross, self.cross_null = {}, {}, {}, {}
+        self.open_null = OpenNull()
         first, n_parts = next(iter(x.values())), self.parts.n_parts
         device = self.placement.sums_device or first.device
         zeros = partial(self.placement.zeros, like=first)
@@ -337,10 +349,6 @@ class CrossMoments(Accumulator):
         d = len(side.shift)
         basis = orthonormal_columns(d, self._null_width(d), self.provenance.seed)
         return basis.to(side.shift.device)
-
-    def _sketched(self, hook: str, rows: Tensor) -> Tensor:
-        basis = self.sketch(hook)
-        return rows if basis is None else rows @ basis.to(rows)
 
     # -------------------------------------------------------------------------------------- reading
 
@@ -405,9 +413,9 @@ class CrossMoments(Accumulator):
         """
         if not self.cross_null:
             raise ValueError(
-                "these moments hold no shuffled pairs; harvest with null=True "
-                "(activations of your own have none)"
+                "these moments hold no shuffled pairs; harvest, or give activations, with null=True"
             )
+        self.finish()
         parts = self.parts.test if test else self.parts.fit
         truth, index = self.scatter(hook_pair, parts), list(parts)
         source, target = hook_pair
@@ -439,7 +447,7 @@ class CrossMoments(Accumulator):
         """
         self._refuse_other_settings(other)
         for one in (self, other):
-            one.placement.finish()
+            one.finish()
         provenance = self.provenance.merged(other.provenance)
         if not self.source or not other.source:
             return replace(self if self.source else other, provenance=provenance)
@@ -503,7 +511,7 @@ class CrossMoments(Accumulator):
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the sums by their names in a file, as views of these moments' own storage."""
-        self.placement.finish()
+        self.finish()
         sums = Sums(self.n, self.source, self.target, self.cross, self.cross_null)
         return to_tensors(sums, self.parts)
 
@@ -576,7 +584,7 @@ class CrossMoments(Accumulator):
         }
         sums = {
             "tokens": self.n_tokens,
-            "documents": origin.n_documents or None,
+            "documents": origin.n_documents or "unknown",
             "longer than the cap": origin.n_capped or None,
             "pairs": len(self.pairs),
             "folds": f"{self.parts.n_folds} that fit ({self.n_fit:,} tokens), "

@@ -12,7 +12,7 @@ compared with the trace of the whole scatter.
 Limits: several rows that hold most of the variance together are not named.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -28,9 +28,7 @@ HeaviestRows = dict[str, tuple[float, str]]
 """Squared distance and name of the longest row by ``"ROLE HOOK"``."""
 
 
-def document_row(
-    rows: Tensor, before: int, documents: Sequence[Any] | Tensor | np.ndarray, i: int
-) -> str:
+def document_row(rows: Tensor | np.ndarray, before: int, documents: Any, i: int) -> str:
     """Return the name of row ``rows[i]`` of a call, after ``before`` rows of earlier calls."""
     document = documents[int(rows[i])]
     # Numbers of numpy and torch are shown as plain ones.

@@ -7,7 +7,8 @@ before their moments are added.
     moments.provenance.source.name          # "gpt2"
     moments.provenance.alignment            # "equal positions of one tokenization"
 
-Limits: fields are empty for activations that a user adds, and an empty field is compared too.
+Limits: fields are empty for activations that a user adds, unless the user names the models; an
+empty field means unknown, and is compared too.
 """
 
 from collections.abc import Sequence
@@ -37,7 +38,7 @@ _SAME_HARVEST = (
 BY_TEXT, BY_GROUP, BY_EXACT_TEXT = "normalised text", "group", "exact text"
 """Rules that decide the fold of a document; files of earlier versions have the exact text."""
 
-UNSTORED: dict[str, Any] = {"parts": asdict(DEFAULT_PARTS)}
+UNSTORED: dict[str, Any] = {"parts": asdict(DEFAULT_PARTS), "frequent_tokens": None}
 """Fields that files leave out if they have these values, as versions without the fields do."""
 
 
@@ -100,10 +101,14 @@ class Provenance:
     parts: Parts = DEFAULT_PARTS
     """Numbers of folds and of groups of the test fold; files name them unless they are the default.
     """
+    frequent_tokens: tuple[int, ...] | None = None
+    """Ids of the tokens that have one column each in the baseline of token identity; None if it is
+    an embedding or there is none.
+    """
 
     @property
     def stored(self) -> dict[str, Any]:
-        """Fields as a file stores them, without ``parts`` if these are the default."""
+        """Fields as a file stores them, without those that are the default of ``UNSTORED``."""
         fields = asdict(self)
         return {name: fields[name] for name in fields if UNSTORED.get(name, ...) != fields[name]}
 
@@ -126,6 +131,12 @@ class Provenance:
                     f"shards differ in {name}: {ours!r} and {theirs!r}; "
                     "harvest every shard with the same arguments"
                 )
+        if self.frequent_tokens != other.frequent_tokens:
+            raise MismatchError(
+                "shards differ in frequent_tokens, the tokens that have a column each: give "
+                "frequent_tokens=first.provenance.frequent_tokens for the second, or embedding=… "
+                "for both"
+            )
         if self.n_documents and self.corpus and self.corpus == other.corpus:
             raise MismatchError(
                 f"both shards hold the same {self.n_documents} documents (corpus {self.corpus}); "
@@ -219,9 +230,16 @@ class Provenance:
         )
 
     @property
+    def is_of_own_rows(self) -> bool:
+        """True if no windows of text were read, so that a user gave the rows."""
+        return self.context_length is None and self.aligned is None
+
+    @property
     def alignment(self) -> str:
         """Description of the positions that were paired, as one sentence."""
         later = f", the target's {self.lag} row(s) later (a control)" if self.lag else ""
+        if self.is_of_own_rows:
+            return f"rows in the order in which they were given; their positions are unknown{later}"
         if self.aligned is not None:
             return f"positions behind the same characters: {Aligned(*self.aligned)}{later}"
         has_two_tokenizers = (

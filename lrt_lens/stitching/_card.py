@@ -14,6 +14,7 @@ They take one product d_source × d_source × d_target per group and direction, 
 eight groups of 2,048 dimensions.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -143,7 +144,7 @@ def card_sections(stitch: StitchData, repository: str = "") -> dict[str, str]:
         "How it was fitted": _fit_facts(stitch),
         "Measured on held-out documents": _measured(stitch),
         "Controls": _controls(stitch),
-        "Limits": _LIMITS,
+        "Limits": _limits(stitch),
         "Load it": _loading(repository),
     }
 
@@ -187,8 +188,11 @@ def _fit_facts(stitch: StitchData) -> str:
         "relative penalty λ": f"{penalty[0]} (up), {penalty[1]} (down)",
         "tokens that fitted": _whole(scores.get("n_tokens")),
         "tokens held out": _whole(n_held_out or None),
-        "documents": f"{shown(origin.n_documents)}, corpus hash {code(origin.corpus or 'unknown')}",
-        "windows": f"{shown(origin.context_length)} tokens, first {stitch.skip_first} and special "
+        "documents": f"{_whole(origin.n_documents or None)}, "
+        f"corpus hash {code(origin.corpus or 'unknown')}",
+        "windows": "unknown, because these are activations that were given"
+        if origin.is_of_own_rows
+        else f"{shown(origin.context_length)} tokens, first {stitch.skip_first} and special "
         "tokens left out",
         "paired": str(origin.alignment),
         "made with": versions or "unknown",
@@ -234,25 +238,44 @@ def _controls(stitch: StitchData) -> str:
         ["map up", shown(scores.get("r2")), shown(scores.get("r2_uniform"))],
         ["shuffled pairs: x with the y of another token (null)", shown(scores.get("r2_null")), "–"],
         [
-            "token identity: the source's embedding of the token alone",
+            "token identity: the source's token alone",
             shown(scores.get("r2_token")),
             shown(scores.get("r2_uniform_token")),
         ],
     ]
-    gain = shown(scores.get("gain_cv"))
+    gain = scores.get("gain_cv", math.nan)
+    beyond = (
+        "It is unknown what tokens explain of the target, because they were not given. "
+        if math.isnan(gain)
+        else f"Of the variance that tokens cannot explain, the map explains {shown(gain)} "
+        "(cross-validated). "
+    )
     return (
         f"{markdown_rows(['predictor of the target', 'R²', 'mean R² over dimensions'], rows)}\n\n"
-        f"Of the variance that tokens cannot explain, the map explains {gain} (cross-validated). "
-        f"CKA of the two streams, which needs no map: {shown(scores.get('cka'))}."
+        f"{beyond}CKA of the two streams, which needs no map: {shown(scores.get('cka'))}."
     )
+
+
+def _limits(stitch: StitchData) -> str:
+    known = stitch.source is not None and stitch.target is not None
+    belong = (
+        "- The maps belong to these two models; others are refused by the hash of the weights."
+        if known
+        else "- It is not recorded which models these are, so that artefacts of other models are "
+        "refused by their\n  hook point and width only: give `source_model=` and `target_model=`."
+    )
+    masked = (
+        "- It is not recorded which positions of the texts had a part in the fit."
+        if stitch.provenance.is_of_own_rows
+        else "- The first positions of a text and special tokens had no part in the fit."
+    )
+    return "\n".join([_LIMITS, belong, masked])
 
 
 _LIMITS = """- The maps hold for text like that of the fit; R² on other text can be far lower.
 - R² is a mean over directions: a single direction can transfer better or worse
   (`stitch.fidelity(direction)` predicts it), and no R² says that a behaviour transfers. Evaluate
-  that: `lrt_lens.evaluate_steering`, `evaluate_probe`, `evaluate_sae`.
-- The maps belong to these two models; others are refused by the hash of the weights.
-- The first positions of a text and special tokens had no part in the fit."""
+  that: `lrt_lens.evaluate_steering`, `evaluate_probe`, `evaluate_sae`."""
 
 
 def _loading(repository: str) -> str:

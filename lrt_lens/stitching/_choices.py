@@ -87,17 +87,18 @@ def count_not_worse(table: pd.DataFrame) -> int:
     return len(table.query("behind_low <= 0")) - 1
 
 
-def gain_over_token(score: float, token: float) -> float:
+def gain_over_token(score: float, token: float | None) -> float:
     """Return, of the variance that tokens cannot explain, the fraction that a map explains.
 
     Args:
         score: R² of the map.
-        token: R² of the same target predicted from the source's embedding.
+        token: R² of the same target predicted from token identity; None if it is unknown.
 
     Returns:
-        ``(score − token) / (1 − token)``; NaN if tokens explain everything.
+        ``(score − token) / (1 − token)``; NaN if tokens explain everything, or it is unknown what
+        they explain.
     """
-    return (score - token) / (1 - token) if token < 1 else math.nan
+    return math.nan if token is None or token >= 1 else (score - token) / (1 - token)
 
 
 def leave_one_out(folds: PairFolds, by: str) -> list[float]:
@@ -122,5 +123,4 @@ def _errors(folds: PairFolds, by: str) -> tuple[FoldErrors, int]:
 
 def _gain_without(errors: FoldErrors, token: FoldErrors | None, k: int) -> float:
     """Return ``gain_cv`` with fold ``k`` left out of both pools."""
-    baseline = token.r2_without(k, 1) if token else 0.0
-    return gain_over_token(errors.r2_without(k, 1), baseline)
+    return gain_over_token(errors.r2_without(k, 1), token and token.r2_without(k, 1))

@@ -6,6 +6,7 @@
 Each hook pair gets a map up and a map down. Cross-validation over the fitting folds chooses
 penalties and ranks; the test fold only scores. ``r2_null`` is the score of the map fitted on
 shuffled pairs, ``r2_token`` that of a ridge map from the source's embedding to the same target.
+Moments without token identity have neither ``r2_token`` nor a gain over it: the columns are NaN.
 
 Limits: every hook pair is fitted in memory, one after the other, on the device of the moments.
 """
@@ -76,7 +77,7 @@ def fit_grid(
             if down:
                 rows[hook_pair] |= _scores_down(fitters[down], hook_pair, held_out)
             else:
-                token = tokens[hook_pair[1]].r2_uniform if tokens else 0.0
+                token = tokens[hook_pair[1]].r2_uniform if tokens else None
                 rows[hook_pair] |= (
                     _scores_up(fitters[down], hook_pair, held_out)
                     | {"cka": similarity.cka(hook_pair)}
@@ -225,7 +226,8 @@ def token_identity_map(moments: CrossMoments, target_hook: str) -> AffineMap:
     """
     if moments.token_hook is None:
         raise HookPointError(
-            "these moments hold no token embedding; harvest them from a pair of models"
+            "these moments hold no token identity; harvest them from a pair of models, or give "
+            "tokens=… with activations of your own"
         )
     hooks = [
         hook

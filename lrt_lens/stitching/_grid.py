@@ -12,7 +12,8 @@ of the map fitted on shuffled pairs. ``r2_token`` is the score of a ridge map fr
 embedding to the same target, that is, of token identity. Early target layers are little more than
 token identity and easy to predict, so the default choice uses ``gain_cv``: of the variance that
 tokens cannot explain, the fraction that the map explains, ``(r2_uniform_cv − token) / (1 −
-token)``, where token is the cross-validated ``r2_uniform`` of token identity.
+token)``, where token is the cross-validated ``r2_uniform`` of token identity. Moments of
+activations without tokens have no such gain (NaN), and the default choice uses ``r2_uniform_cv``.
 
 The highest of many scores may be the highest by chance: `StitchGrid.choices` gives the intervals of
 all candidates and says which are shown to be worse (`lrt_lens.stitching._choices`).
@@ -41,7 +42,13 @@ from lrt_lens.statistics._jackknife import few_groups
 from lrt_lens.stitching._affine import AffineMap, MapPair, StreamStatistics
 from lrt_lens.stitching._choices import choices, count_not_worse
 from lrt_lens.stitching._diagnostics import moment_ends
-from lrt_lens.stitching._pair_table import heat_of_pairs, name_of_best, refuse_uncrossed
+from lrt_lens.stitching._pair_table import (
+    NO_GAIN,
+    choosing_column,
+    heat_of_pairs,
+    knows_tokens,
+    name_of_best,
+)
 from lrt_lens.stitching._similarity import similarities
 from lrt_lens.stitching._stitch import Stitch
 from lrt_lens.stitching.solvers._solver import PairFolds, Setting, Solver
@@ -96,9 +103,9 @@ class StitchGrid:
         source: str | int | None = None,
         target: str | int | None = None,
         *,
-        by: str = "gain_cv",
+        by: str | None = None,
     ) -> Stitch:
-        """Return the stitch with the highest cross-validated score ``by``.
+        """Return the stitch with the highest cross-validated score.
 
         The maps of a stitch, its null and its refits, one per fold, are fitted on the first request
         and cached in the grid.
@@ -106,14 +113,16 @@ class StitchGrid:
         Args:
             source: source hook point or layer; None for any.
             target: target hook point or layer; None for any.
-            by: a ``_cv`` column of `scores`. The other columns are refused: test scores after a
-                choice by them would be too high.
+            by: a ``_cv`` column of `scores`; None: ``gain_cv``, or ``r2_uniform_cv`` if token
+                identity is unknown. The other columns are refused: test scores after a choice by
+                them would be too high.
 
         Raises:
-            ValueError: ``by`` is not a cross-validated column.
+            ValueError: ``by`` is not a cross-validated column, or is a gain that is unknown.
             HookPointError: the grid has no such hook pair.
         """
-        table = self._candidates(source, target, by)
+        by = choosing_column(self.scores, by)
+        table = self._candidates(source, target)
         row = table.loc[table[by].idxmax()]
         return self[str(row["source_hook"]), str(row["target_hook"])]
 
@@ -122,7 +131,7 @@ class StitchGrid:
         source: str | int | None = None,
         target: str | int | None = None,
         *,
-        by: str = "gain_cv",
+        by: str | None = None,
     ) -> pd.DataFrame:
         """Return the hook pairs among which `best` chooses, best first, with 95% intervals.
 
@@ -137,10 +146,10 @@ class StitchGrid:
             0), ``r2_null``, ``r2_token`` and ``flag`` (why the intervals may be too short, such as
             few documents, or empty).
         """
-        fit = self.moments.parts.fit
+        by, fit = choosing_column(self.scores, by), self.moments.parts.fit
         sizes = [float(self.moments.n[k]) for k in fit]
         documents = self.moments.provenance.documents_of(fit)
-        table = choices(self.folds, self._candidates(source, target, by), by)
+        table = choices(self.folds, self._candidates(source, target), by)
         return table.assign(flag=few_groups(sizes, documents, folds=len(fit)))
 
     def compare(
@@ -270,28 +279,31 @@ class StitchGrid:
         return grid_figure(self.scores, value=value, chosen=chosen)
 
     def _repr_html_(self) -> str:
+        by = choosing_column(self.scores, None)
         # gain_cv is NaN if token identity explains everything.
-        named = self.scores.dropna(subset=["gain_cv"]).query("exact")
-        best = None if named.empty else named.loc[named["gain_cv"].idxmax()]
+        named = self.scores.dropna(subset=[by]).query("exact")
+        best = None if named.empty else named.loc[named[by].idxmax()]
         lines = {
             "pairs": len(self),
             "surveyed only": int((~self.scores["exact"].to_numpy(bool)).sum()) or None,
             "solver": self.solver.name,
             "tokens that fitted": self.moments.n_fit,
-            "best pair (gain_cv)": name_of_best(named, "gain_cv"),
+            f"best pair ({by})": name_of_best(named, by),
         }
         if best is not None and set(self.folds) >= self._pairs_of(named):
-            table = choices(self.folds, named, "gain_cv")
+            table = choices(self.folds, named, by)
             lines["not shown to be worse"] = f"{count_not_worse(table)} other pairs"
         if best is not None:
             names = ("r2", "r2_uniform", "r2_null", "r2_token", "r2_uniform_token")
             lines["its scores"] = ", ".join(
                 f"{name} {best[name]:.2f}" for name in names if best[name] == best[name]
             )
-        value = "r2_uniform_cv" if best is None else "gain_cv"
+        value = "r2_uniform_cv" if best is None else by
         legend = (
             f"{value}, by cross-validation: source hook points down, target hook points across."
         )
+        if not knows_tokens(self.scores):
+            legend += f" {NO_GAIN}."
         return card("StitchGrid", facts(lines), heat_of_pairs(self.scores, value), note(legend))
 
     @staticmethod
@@ -299,10 +311,7 @@ class StitchGrid:
         """Return the hook pairs of some rows of ``scores``."""
         return set(zip(table["source_hook"], table["target_hook"], strict=True))
 
-    def _candidates(
-        self, source: str | int | None, target: str | int | None, by: str
-    ) -> pd.DataFrame:
-        refuse_uncrossed(self.scores, by)
+    def _candidates(self, source: str | int | None, target: str | int | None) -> pd.DataFrame:
         table: pd.DataFrame = self.scores
         for column, hook in (("source_hook", source), ("target_hook", target)):
             if hook is not None:

@@ -2,6 +2,7 @@
 
     heat_of_pairs(grid.scores, "gain_cv")      # HTML: source hook points down, target ones across
     name_of_best(grid.scores, "gain_cv")       # "blocks.3.hook_resid_post → blocks.4.…"
+    choosing_column(grid.scores, None)         # "gain_cv", or "r2_uniform_cv" without token scores
 
 Limits: at most 16 hook points per side are shown.
 """
@@ -23,14 +24,38 @@ def heat_of_pairs(scores: pd.DataFrame, value: str) -> str:
     return heat_table(wide, corner="source ↓ target →")
 
 
-def refuse_uncrossed(scores: pd.DataFrame, by: str) -> None:
-    """Raise ValueError if a choice would read a column that is not cross-validated."""
+NO_GAIN = (
+    "gain_cv is unknown, because these moments hold no token identity: give tokens=… with the "
+    "activations"
+)
+"""Why ``gain_cv`` is NaN in a table without scores of token identity, and the remedy."""
+
+
+def knows_tokens(scores: pd.DataFrame) -> bool:
+    """Return whether a table has scores of token identity, so that a gain over it is known."""
+    return bool(scores["r2_uniform_token"].notna().to_numpy().any())
+
+
+def choosing_column(scores: pd.DataFrame, by: str | None) -> str:
+    """Return the column by which hook pairs are chosen.
+
+    It is ``by``. If that is None, it is ``gain_cv``, and ``r2_uniform_cv`` in a table without
+    scores of token identity.
+
+    Raises:
+        ValueError: ``by`` is not cross-validated, or is a gain that is unknown.
+    """
+    if by is None:
+        return "gain_cv" if knows_tokens(scores) else "r2_uniform_cv"
     options = [name for name in scores.columns if name.endswith("_cv")]
     if by not in options:
         raise ValueError(
             f"best(by={by!r}) would choose by a column that is not cross-validated; use one of "
             f"{options}"
         )
+    if by == "gain_cv" and not knows_tokens(scores):
+        raise ValueError(f"{NO_GAIN}, or choose by='r2_uniform_cv'")
+    return by
 
 
 def name_of_best(scores: pd.DataFrame, value: str) -> str | None:

@@ -19,6 +19,7 @@ Limits: a stitch is one hook pair of one pair of models; a `StitchGrid` has all 
 `score_rows` holds all rows in memory in float64 and gives no interval.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -133,14 +134,21 @@ class Stitch(StitchData, ModelHubMixin):
         )
 
     def __repr__(self) -> str:
-        names = [model.name if model else "?" for model in (self.source, self.target)]
-        return (
-            f"Stitch({names[0]} {self.source_hook} → {names[1]} {self.target_hook}, "
-            f"r2 {self.scores.get('r2', float('nan')):.2f}, r2_uniform "
-            f"{self.scores.get('r2_uniform', float('nan')):.2f}, "
-            f"null {self.scores.get('r2_null', float('nan')):.2f}, tokens alone "
-            f"{self.scores.get('r2_token', float('nan')):.2f})"
+        names = [model.name if model else "unknown" for model in (self.source, self.target)]
+        values = {
+            label: self.scores.get(name, math.nan)
+            for label, name in {
+                "r2": "r2",
+                "r2_uniform": "r2_uniform",
+                "null": "r2_null",
+                "tokens alone": "r2_token",
+            }.items()
+        }
+        scores = ", ".join(
+            f"{label} {'unknown' if math.isnan(value) else f'{value:.2f}'}"
+            for label, value in values.items()
         )
+        return f"Stitch({names[0]} {self.source_hook} → {names[1]} {self.target_hook}, {scores})"
 
     def figure(self) -> Any:
         """Return a plotly figure of the R² of both maps, the null and token identity."""

@@ -36,7 +36,7 @@ from lrt_lens.moments._survey_moments import SurveyMoments
 from lrt_lens.statistics._intervals import LEVEL
 from lrt_lens.statistics._jackknife import few_groups, reach
 from lrt_lens.stitching._choices import choices, fold_sizes, gain_over_token, leave_one_out
-from lrt_lens.stitching._pair_table import heat_of_pairs, name_of_best, refuse_uncrossed
+from lrt_lens.stitching._pair_table import choosing_column, heat_of_pairs, name_of_best
 from lrt_lens.stitching._sketched_ridge import SketchedRidge, SketchedScore, column_error
 from lrt_lens.stitching.solvers._ridge import Ridge
 from lrt_lens.stitching.solvers._solver import FoldErrors, PairFolds, Setting
@@ -90,8 +90,10 @@ class Survey:
         """Scores by the name that evaluations have for their table."""
         return self.scores
 
-    def best(self, n: int = 1, *, by: str = "gain_cv") -> list[HookPair]:
+    def best(self, n: int = 1, *, by: str | None = None) -> list[HookPair]:
         """Return the ``n`` hook pairs with the highest cross-validated score ``by``, best first.
+
+        It is ``gain_cv`` if ``by`` is None, and ``r2_uniform_cv`` if token identity is unknown.
 
         Raises:
             ValueError: ``by`` is not a cross-validated column, or ``n`` is below 1.
@@ -101,7 +103,7 @@ class Survey:
         best = self._ordered(by).head(n)
         return list(zip(best["source_hook"], best["target_hook"], strict=True))
 
-    def choices(self, *, by: str = "gain_cv") -> pd.DataFrame:
+    def choices(self, *, by: str | None = None) -> pd.DataFrame:
         """Return all hook pairs, best first, with simultaneous intervals of their distance to it.
 
         The columns are those of `StitchGrid.choices`. The intervals are over documents; the error
@@ -110,6 +112,7 @@ class Survey:
         Raises:
             ValueError: ``by`` is not a cross-validated column.
         """
+        by = choosing_column(self.scores, by)
         table = choices(self.folds, self._ordered(by), by)
         return table.assign(flag=_flag_of(self.moments))
 
@@ -154,23 +157,23 @@ class Survey:
     def __len__(self) -> int:
         return len(self.scores)
 
-    def _ordered(self, by: str) -> pd.DataFrame:
-        refuse_uncrossed(self.scores, by)
+    def _ordered(self, by: str | None) -> pd.DataFrame:
+        by = choosing_column(self.scores, by)
         return self.scores.sort_values(by, ascending=False, kind="stable")
 
     def _repr_html_(self) -> str:
-        moments = self.moments
+        moments, by = self.moments, choosing_column(self.scores, None)
         lines = {
             "pairs": len(self),
             "tokens": f"{moments.n_tokens:,}, of which {moments.n_fit:,} fit",
             "documents": moments.provenance.n_documents or None,
             "random columns": moments.sketch.columns,
             "size of the sums": human_bytes(moments.n_bytes),
-            "best pair (gain_cv)": name_of_best(self.scores, "gain_cv"),
+            f"best pair ({by})": name_of_best(self.scores, by),
             "flag": _flag_of(moments) or None,
         }
-        legend = "gain_cv, by cross-validation: source hook points down, target hook points across."
-        return card("Survey", facts(lines), heat_of_pairs(self.scores, "gain_cv"), note(legend))
+        legend = f"{by}, by cross-validation: source hook points down, target hook points across."
+        return card("Survey", facts(lines), heat_of_pairs(self.scores, by), note(legend))
 
 
 @takes(SurveySettings)
@@ -267,7 +270,7 @@ def _row(
     folds: PairFolds,
 ) -> dict[str, Any]:
     """Return the columns of one hook pair."""
-    of_token = token.folds.r2_uniform if token else 0.0
+    of_token = token.folds.r2_uniform if token else None
     row = {
         "source_hook": pair[0],
         "target_hook": pair[1],

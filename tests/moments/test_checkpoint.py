@@ -269,7 +269,7 @@ def test_moments_that_were_torn_are_not_written(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    products, calls = moments_module.cross_products, []
+    products, calls = moments_module.pair_products, []
 
     def fail(*arguments: Any) -> Any:
         calls.append(1)
@@ -278,7 +278,7 @@ def test_moments_that_were_torn_are_not_written(
         return products(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr("lrt_lens.moments._cross_moments.cross_products", fail)
+        patch.setattr("lrt_lens.moments._cross_moments.pair_products", fail)
         with pytest.raises(MemoryError):
             harvest(pair, corpus, checkpoint=tmp_path, progress=False, **OPTIONS)
     assert read_rank_files(tmp_path, settle(pair, **OPTIONS).arguments) == []

@@ -167,16 +167,16 @@ def test_hook_names_are_kept(rows: Any, moments_of: Any) -> None:
 
 
 def test_pieces_add_up_to_the_whole(rows: Any, moments_of: Any) -> None:
-    pieces = moments_of(rows.taken(range(37)))
+    pieces = moments_of(rows.taken(range(37)), null=False)
     for start in range(37, 2400, 501):
         piece = rows.taken(range(start, min(start + 501, 2400)))
         pieces.update(piece.x, piece.y, documents=piece.documents)
-    assert_same(pieces, moments_of(rows))
+    assert_same(pieces, moments_of(rows, null=False))
 
 
 def test_the_order_of_rows_and_documents_does_not_matter(rows: Any, moments_of: Any) -> None:
     shuffled = rows.taken(torch.randperm(2400, generator=torch.Generator().manual_seed(0)))
-    assert_same(moments_of(shuffled), moments_of(rows))
+    assert_same(moments_of(shuffled, null=False), moments_of(rows, null=False))
     one, other = moments_of(shuffled).fit().scores.iloc[0], moments_of(rows).fit().scores.iloc[0]
     assert one["alpha"] == other["alpha"]
     for column in ("r2", "r2_uniform", "r2_cv", "r2_down", "cosine", "cka"):
@@ -186,9 +186,9 @@ def test_the_order_of_rows_and_documents_does_not_matter(rows: Any, moments_of: 
 def test_shards_merge_to_the_whole_about_other_shifts(rows: Any, moments_of: Any) -> None:
     cut = [rows.taken(range(800)), rows.taken(range(800, 820)), rows.taken(range(820, 2400))]
     # Shards with other rows have other means and therefore other shifts.
-    shards = [moments_of(piece) for piece in cut]
+    shards = [moments_of(piece, null=False) for piece in cut]
     assert not torch.equal(shards[0].source["source"].shift, shards[1].source["source"].shift)
-    whole = moments_of(rows)
+    whole = moments_of(rows, null=False)
     assert_same(shards[0].merge(shards[1]).merge(shards[2]), whole)
     assert_same(shards[2].merge(shards[0].merge(shards[1])), whole)
 
@@ -384,11 +384,11 @@ def test_rows_of_another_width_than_before_are_refused(rows: Any, moments_of: An
         moments_of(rows).update(rows.x[:, 1:], rows.y, documents=rows.documents)
 
 
-def test_rows_of_one_pair_do_not_go_into_moments_of_several(
+def test_rows_of_one_hook_point_do_not_go_into_moments_of_several(
     rows: Any, layered_moments: Any
 ) -> None:
     with pytest.raises(
-        ValueError, match="update needs moments of one pair; these have 4: use add_block"
+        ValueError, match=r"these moments need \['blocks.1.hook_resid_post', 'hook_embed'\] too"
     ):
         layered_moments().update(rows.x, rows.y, documents=rows.documents)
 
@@ -461,11 +461,9 @@ def test_the_null_pairs_the_rows_it_was_told_to(
         )
 
 
-def test_activations_of_ones_own_have_no_null_and_say_so(rows: Any, moments_of: Any) -> None:
-    with pytest.raises(
-        ValueError, match="these moments hold no shuffled pairs; harvest with null=True"
-    ):
-        moments_of(rows).null_scatter(PAIR, test=False)
+def test_moments_without_a_null_say_so(rows: Any, moments_of: Any) -> None:
+    with pytest.raises(ValueError, match=r"hold no shuffled pairs; harvest, .* with null=True"):
+        moments_of(rows, null=False).null_scatter(PAIR, test=False)
 
 
 def test_the_sketch_is_orthonormal_and_the_same_every_time(layered_moments: Any) -> None:

@@ -231,7 +231,7 @@ def test_a_stitch_saved_twice_is_the_same_file(owned_stitch: Stitch, tmp_path: P
 def test_a_stitch_without_null_and_with_unknown_scores_comes_back(
     rows: Any, moments_of: Any, tmp_path: Path
 ) -> None:
-    stitch = moments_of(rows).fit().best()
+    stitch = moments_of(rows, null=False).fit().best()
     stitch.save_pretrained(str(tmp_path))
     loaded = Stitch.from_pretrained(str(tmp_path))
     assert loaded.null is None

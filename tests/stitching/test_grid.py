@@ -265,7 +265,7 @@ def test_the_null_column_is_the_shuffled_map_on_shuffled_test_pairs(grid: Any) -
 def test_without_shuffled_pairs_the_null_is_unknown_and_not_nought(
     rows: Any, moments_of: Any
 ) -> None:
-    grid = moments_of(rows).fit()
+    grid = moments_of(rows, null=False).fit()
     assert np.isnan(grid.scores["r2_null"].iloc[0])
     assert grid.best().null is None
 

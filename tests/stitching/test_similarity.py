@@ -216,7 +216,7 @@ def test_a_sketch_as_wide_as_the_target_is_the_whole_null(layered_moments: Any, 
 
 
 def test_without_shuffled_pairs_there_is_no_effect(rows: Any, moments_of: Any) -> None:
-    table = similarities(moments_of(rows), measures=["cka", "svcca"])
+    table = similarities(moments_of(rows, null=False), measures=["cka", "svcca"])
     assert table.null.isna().all()
     assert table.effect.isna().all()
     assert table.note.str.contains("no shuffled pairs").all()
@@ -292,7 +292,8 @@ def test_too_few_rows_for_the_widths_are_said(rows: Any) -> None:
     )
     few = rows.taken(kept)
     row = similarities(
-        CrossMoments.from_activations(few.x, few.y, documents=few.documents), measures=["cca"]
+        CrossMoments.from_activations(few.x, few.y, documents=few.documents, null=False),
+        measures=["cca"],
     ).iloc[0]
     assert row["n"] == 15
     assert row["note"].startswith("no null")

@@ -62,7 +62,7 @@ class LayerChoice:
       known (surveyed hook pairs), which is not compared with the former;
     - ``rho_read``, ``rho_write``, and ``rho_random``: the same as ``fidelity`` for random
       directions, its control;
-    - ``gain_cv``: what `grid.best` chooses by;
+    - ``gain_cv``: what `grid.best` chooses by (NaN if token identity is unknown);
     - ``auroc`` with its 95% interval, ``d_prime``, ``split_half``, ``norm_share``: how well the
       artefact reads held-out texts on the source, the cosine of the directions of two halves of
       the texts, and the length of a vector relative to the median state;

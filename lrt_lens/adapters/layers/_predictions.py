@@ -3,8 +3,8 @@
 Problem: what is known differs: a survey has no fidelities, and the target may not have read the
 texts. Mechanism: one rule per kind of artefact, which uses the best evidence that there is:
 
-    vector   ρ_read · gain over token identity; ρ_read · effect of the target's own vector, if that
-             was measured
+    vector   ρ_read · gain over token identity (mean R² over dimensions if that is unknown);
+             ρ_read · effect of the target's own vector, if that was measured
     probe    Φ(ρ_read · d′/√2); the AUROC of the transferred probe if the target read the texts
 
 Φ(d′/√2) is the AUROC of two normal distributions d′ standard deviations apart. If the read-out on
@@ -39,6 +39,7 @@ from lrt_lens.stitching._affine import AffineMap
 from lrt_lens.stitching._crossed_fidelity import CrossedFidelity
 from lrt_lens.stitching._fidelity import correlation_of
 from lrt_lens.stitching._grid import StitchGrid
+from lrt_lens.stitching._pair_table import knows_tokens
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,13 @@ class Predictions:
             return "AUROC on the target, Φ(fidelity · d′/√2)"
         if self.effects:
             return "fidelity × effect of the target's own vector at equal damage (nats)"
-        return "fidelity × gain over token identity"
+        known = "gain over token identity" if self.knows_tokens else "mean R² over dimensions"
+        return f"fidelity × {known}"
+
+    @property
+    def knows_tokens(self) -> bool:
+        """True if the scores say what token identity explains, so that there is a gain over it."""
+        return knows_tokens(self.scores)
 
     def table(self, pairs: Sequence[HookPair]) -> pd.DataFrame:
         """Return one row per hook pair, those of the artefact's own fidelity first, then by rank.
@@ -235,10 +242,18 @@ class Predictions:
         if self.role == "vector":
             # In early layers both streams encode the current token, and every direction has a high
             # fidelity there: the gain is what the map knows beyond the token.
-            return row["fidelity"] * (row["native_effect"] if self.effects else row["gain_cv"])
+            return row["fidelity"] * self._known(row)
         if not math.isnan(row["transferred_auroc"]):
             return row["transferred_auroc"]
         return auroc_of(row["fidelity"] * row["d_prime"])
+
+    def _known(self, row: dict[str, Any]) -> float:
+        """Return what the fidelity of a vector is multiplied by: what the map knows, or effects."""
+        if self.effects:
+            return row["native_effect"]
+        if self.knows_tokens:
+            return row["gain_cv"]
+        return float(self._scores.loc[row["source_hook"], row["target_hook"]]["r2_uniform_cv"])
 
 
 def auroc_of(d_prime: float) -> float:

@@ -253,6 +253,7 @@ def select_layers(
     taken.target = {hook_pair[1]: moments.target[hook_pair[1]]}
     taken.cross = {(name, hook_pair[1]): moments.cross[hook_pair][:, index]}
     if hook_pair in moments.cross_null:
+        moments.finish()
         taken.cross_null = {(name, hook_pair[1]): moments.cross_null[hook_pair][:, index]}
     return taken
 

@@ -18,7 +18,9 @@ from lrt_lens.data._token_spelling import shared_tokens
 from lrt_lens.errors import MismatchError
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._pair import ModelPair
-from lrt_lens.moments._cross_moments import CrossMoments
+from lrt_lens.moments._activation_settings import ActivationSettings
+from lrt_lens.moments._from_activations import moments_of_activations
+from lrt_lens.moments._own_rows import RowIds
 from lrt_lens.stitching._affine import MapPair
 from lrt_lens.stitching.solvers._fixed import FixedMaps
 from lrt_lens.stitching.solvers._ridge import Ridge
@@ -49,9 +51,8 @@ def shared_embedding_maps(
     # float32 rows [token, d_source] and [token, d_target].
     tokens, x, y = shared_rows(pair.source, pair.target, matrix)
     # Each token is a document of its own, so that folds are folds of tokens.
-    moments = CrossMoments.from_activations(
-        x, y, documents=tokens, source_hook=f"{matrix}_source", target_hook=f"{matrix}_target"
-    )
+    settings = ActivationSettings(f"{matrix}_source", f"{matrix}_target", null=False)
+    moments = moments_of_activations(x, y, RowIds(tokens), settings)
     (only,) = moments.pairs
     fitters = (solver or Ridge()).fitters(moments)
     up, down = (fitter.fit(only, fitter.cross_validate(only).setting) for fitter in fitters)
