@@ -25,7 +25,8 @@ from lrt_lens.models._ownership import entering
 from lrt_lens.serving._formats import FORMATS
 from lrt_lens.serving._import import format_of
 from lrt_lens.serving.formats._content import ServedVectors
-from lrt_lens.serving.formats._script import SCRIPT_NAME, read_script, script
+from lrt_lens.serving.formats._record import SCRIPT_NAME
+from lrt_lens.serving.formats._script import read_script, script
 
 
 class RuleEngine:
@@ -44,7 +45,7 @@ class RuleEngine:
     @property
     def name(self) -> str:
         """Name of the engine, as certificates show it."""
-        return "plain transformers, by the rule of the format"
+        return "the rule of the format in plain transformers"
 
     @property
     def version(self) -> str:
@@ -110,7 +111,11 @@ def _run_script(folder: Path) -> Callable[[Any], list[Any]]:
         FileFormatError: the script is not the one that this package writes.
     """
     path = folder / SCRIPT_NAME
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if not path.is_file():
+        raise FileFormatError(
+            f"{str(folder)!r} lacks {SCRIPT_NAME}, the script that steers; export again"
+        )
+    text = path.read_text(encoding="utf-8")
     # Only a text that this package would write itself is run.
     if text != script(read_script(folder)):
         raise FileFormatError(
