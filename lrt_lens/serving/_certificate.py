@@ -31,14 +31,13 @@ import torch
 from lrt_lens._repr_html import card, facts, note, table
 from lrt_lens.adapters.vectors._neutral_text import Neutral, NeutralText, Unit
 from lrt_lens.adapters.vectors._steering_hook import SteeringHook, adding, setting
-from lrt_lens.errors import FileFormatError, MismatchError
+from lrt_lens.errors import MismatchError
 from lrt_lens.models._hook_points import residual_post
 from lrt_lens.models._hooked_model import HookedModel, load_model
 from lrt_lens.models._loading import ModelLike
 from lrt_lens.models._ownership import entering
 from lrt_lens.report._results import plain_json
-from lrt_lens.serving._formats import FORMATS
-from lrt_lens.serving._import import format_of, import_vectors, read_served
+from lrt_lens.serving._import import import_vectors, read_served, served_format
 from lrt_lens.serving.engines._engine import ServingEngine
 from lrt_lens.serving.engines._plain_transformers import RuleEngine
 from lrt_lens.serving.formats._content import ServedVectors
@@ -247,7 +246,7 @@ def check_export(
         MismatchError: the vector belongs to another model, or the engine runs another one.
     """
     path, hooked = Path(path), load_model(model)
-    name = _served_format(path)
+    name = served_format(path)
     served = read_served(path, name)
     # repeng reads the files of llama.cpp; the record says for which of them it was written.
     name = name if served.is_changed else str(read_record(path).get("format", name))
@@ -282,23 +281,6 @@ def check_export(
     if check.is_as_exported:
         _add_to_record(path, name, check)
     return check
-
-
-def _served_format(path: Path) -> str:
-    """Return the name of the format of an exported file or folder.
-
-    Raises:
-        FileFormatError: it is of none that a program reads; the message says what it is.
-    """
-    name = format_of(path)
-    if name in FORMATS:
-        return name
-    kind = "a vector of this package" if name == "lrt_lens" else "a tensor alone"
-    at = "" if name == "lrt_lens" else ", at=…, model=…"
-    raise FileFormatError(
-        f"{str(path)!r} is {kind}, which no program steers with; export it first, and check what"
-        f" was written: SteeringVector.load({str(path)!r}{at}).export(…)"
-    )
 
 
 class _Hooks:

@@ -120,6 +120,23 @@ def format_of(path: Path) -> str:
     raise _unknown(path, f"a file that begins with {path.read_bytes()[:8]!r}")
 
 
+def served_format(path: Path) -> str:
+    """Return the name of the format of an exported file or folder.
+
+    Raises:
+        FileFormatError: it is of none that a program reads; the message says what it is.
+    """
+    name = format_of(path)
+    if name in FORMATS:
+        return name
+    kind = "a vector of this package" if name == "lrt_lens" else "a tensor alone"
+    at = "" if name == "lrt_lens" else ", at=…, model=…"
+    raise FileFormatError(
+        f"{str(path)!r} is {kind}, which no program steers with; export it first, and check what"
+        f" was written: SteeringVector.load({str(path)!r}{at}).export(…)"
+    )
+
+
 # -------------------------------------------------------------------------------------- recognising
 
 

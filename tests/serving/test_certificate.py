@@ -419,6 +419,8 @@ def test_a_file_that_no_program_steers_with_is_refused(
     own = vector.save(tmp_path / "own.safetensors")
     with pytest.raises(FileFormatError, match="a vector of this package, .* export it first"):
         check_export(own, model)
+    with pytest.raises(FileFormatError, match="a vector of this package"):
+        RuleEngine(model).logits([[1, 2]], own)
     np.save(tmp_path / "alone.npy", vector.direction.numpy())
     with pytest.raises(FileFormatError, match="a tensor alone, .* at=…, model=…"):
         check_export(tmp_path / "alone.npy", model)

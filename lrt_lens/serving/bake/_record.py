@@ -96,7 +96,8 @@ def refuse_other_folder(folder: Path) -> list[str]:
             f"{str(folder)!r} holds {others[0]!r} and {len(others) - 1} other file(s) that no bake"
             " has written; expected a new or empty folder, or an earlier bake: choose another one"
         )
-    return known
+    # The list is text of a file: nothing outside of the folder may be removed by it.
+    return sorted(set(entries) & {str(name) for name in known})
 
 
 def bake_card(record: dict[str, Any]) -> str:

@@ -23,7 +23,7 @@ from lrt_lens.errors import FileFormatError
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._ownership import entering
 from lrt_lens.serving._formats import FORMATS
-from lrt_lens.serving._import import format_of
+from lrt_lens.serving._import import served_format
 from lrt_lens.serving.formats._content import ServedVectors
 from lrt_lens.serving.formats._record import SCRIPT_NAME
 from lrt_lens.serving.formats._script import read_script, script
@@ -69,7 +69,7 @@ class RuleEngine:
 
     @contextmanager
     def _steered(self, path: Path) -> Iterator[None]:
-        name = format_of(path)
+        name = served_format(path)
         if name == "transformers":
             handles = _run_script(path)(self._model)
         else:

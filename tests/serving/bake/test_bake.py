@@ -289,11 +289,15 @@ def test_an_earlier_bake_is_replaced_as_a_whole(decoder: Load, tmp_path: Path) -
     folder, model = tmp_path / "baked", decoder("gpt2")
     bake_vector(vector_at(model, POST), model, folder)
     # As if it had been larger.
-    record = record_of(folder) | {"files": [*record_of(folder)["files"], "old.safetensors"]}
+    own = tmp_path / "mine.txt"
+    own.write_text("mine")
+    more = ["old.safetensors", "../mine.txt", str(own)]
+    record = record_of(folder) | {"files": [*record_of(folder)["files"], *more]}
     (folder / RECORD).write_text(json.dumps(record))
     (folder / "old.safetensors").write_text("")
     bake_vector(vector_at(decoder("llama"), POST), decoder("llama"), folder)
     assert not (folder / "old.safetensors").exists()
+    assert own.read_text() == "mine", "a record of somebody else names it"
     assert record_of(folder)["architecture"]["to"] == "LlamaForCausalLM"
 
 
