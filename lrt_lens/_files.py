@@ -26,6 +26,8 @@ try:
 except ImportError:  # Windows has no fcntl
     fcntl = None
 
+_STATUS = Path("/proc/self/status")
+"""File in which Linux says the umask of this process."""
 TEMPORARY = ".saving-"
 """Start of the names of files and folders that wait for their place."""
 
@@ -53,7 +55,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> Path:
     try:
         write(temporary)
         # mkstemp makes files that only their owner can read.
-        temporary.chmod(path.stat().st_mode & 0o777 if path.exists() else 0o644)
+        temporary.chmod(path.stat().st_mode & 0o777 if path.exists() else mode_of_new_files())
         sync(temporary)
         temporary.replace(path)
         sync(path.parent)
@@ -66,6 +68,20 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> Path:
         temporary.unlink(missing_ok=True)
         unlock(held)
     return path
+
+
+def mode_of_new_files() -> int:
+    """Return the permissions that a new file of this process has: read and write, by its umask."""
+    try:
+        found = re.search(r"^Umask:\s*([0-7]+)$", _STATUS.read_text(), flags=re.M)
+    except OSError:  # another system than Linux
+        found = None
+    if found is not None:
+        return 0o666 & ~int(found[1], 8)
+    # Python can read the umask only by setting it.
+    umask = os.umask(0o022)
+    os.umask(umask)
+    return 0o666 & ~umask
 
 
 def sync(path: Path) -> None:
@@ -119,6 +135,17 @@ def unwritable(path: Path, error: OSError) -> OSError:
     explained: Any = OSError(f"cannot write to {str(path)!r} ({error.strerror or error}); {remedy}")
     explained.errno, explained.is_explained = error.errno, True
     return explained
+
+
+def foreign_file(path: Path, what: str) -> FileExistsError:
+    """Return the error for a file that this package did not write and would overwrite.
+
+    ``what`` names the file that is written under this name, such as ``"model card"``.
+    """
+    return FileExistsError(
+        f"{str(path)!r} exists and is no {what} of this package; nothing was written: choose"
+        " another folder, or move that file away"
+    )
 
 
 def refuse_unwritable(out: Path) -> None:

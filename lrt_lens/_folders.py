@@ -25,6 +25,7 @@ from lrt_lens._files import (
     failure_of_system,
     lock,
     make_folder,
+    mode_of_new_files,
     remove_abandoned,
     sync,
     temporary_prefix,
@@ -124,7 +125,11 @@ def _staged(parent: Path, prefix: str, write: Callable[[Path], Any]) -> Iterator
     held = lock(staging, patience=_PATIENCE)
     try:
         write(staging)
+        mode = mode_of_new_files()
         for path in staging.iterdir():
+            # safetensors makes files that only their owner can read.
+            if path.is_file():
+                path.chmod(mode)
             sync(path)
         yield staging
     finally:

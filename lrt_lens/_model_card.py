@@ -11,9 +11,11 @@ Limits: whether a base model exists on the hub is not asked.
 """
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -23,6 +25,8 @@ from lrt_lens._messages import printable
 
 LIBRARY = "lrt_lens"
 """Name of this library in the front matter."""
+_OUR_CARD = re.compile(r"---\n(?:(?!---\n).*\n)*?library_name: lrt[_-]lens\n")
+"""Start of a card of this package; earlier versions named the library with a hyphen."""
 NO_LICENCE = "Not stated. The licences of the base models apply to what was computed from them."
 """Text of a card whose author has stated no licence."""
 
@@ -59,6 +63,15 @@ def card_text(title: str, sections: Mapping[str, str], head: CardHead) -> str:
     for heading, text in [*sections.items(), ("Licence", licence)]:
         parts.append(f"## {heading}\n\n{text}" if heading else text)
     return "\n\n".join(parts) + "\n"
+
+
+def is_our_card(path: Path) -> bool:
+    """Return whether a file is a card that this package wrote: its front matter says so."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+    return _OUR_CARD.match(text) is not None
 
 
 def hub_ids(names: Iterable[str | None]) -> tuple[str, ...]:

@@ -77,6 +77,14 @@ def read_json_file(path: Path, schema: str | None = None) -> dict[str, Any]:
     return content
 
 
+def schema_of(path: Path) -> str:
+    """Return the schema version that a JSON file names; empty if it names none or is no JSON."""
+    try:
+        return str(read_json_file(path).get("schema_version") or "")
+    except FileFormatError:
+        return ""
+
+
 def stored_fields(
     path: Path, kind: Any, content: dict[str, Any], *, others: Sequence[str] = ()
 ) -> dict[str, Any]:

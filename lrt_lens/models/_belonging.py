@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from lrt_lens.errors import FileFormatError, MismatchError
-from lrt_lens.models._hook_points import RESIDUAL, joint_parts, same_place
+from lrt_lens.models._hook_points import RESIDUAL, joint_parts, place, same_place
 from lrt_lens.models._identity import ModelIdentity
 
 logger = logging.getLogger(__name__)
@@ -231,6 +231,27 @@ def refuse_other_models(
             theirs.refuse_other(ours, f"the {role} model{of}")
 
 
+def identity_of(role: str, model: object) -> ModelIdentity | None:
+    """Return the identity of a loaded model; None if there is no model.
+
+    Args:
+        role: name of the parameter, for the message, such as ``"source"``.
+        model: a `HookedModel`, or None.
+
+    Raises:
+        TypeError: it is something else, such as a pair of models.
+    """
+    if model is None:
+        return None
+    identity = getattr(model, "identity", None)
+    if isinstance(identity, ModelIdentity):
+        return identity
+    remedy = "load it with HookedModel.load"
+    if hasattr(model, "source") and hasattr(model, "target"):
+        remedy = "give both models of a pair, check(pair.source, pair.target)"
+    raise TypeError(f"{role} is a {type(model).__name__}; expected a HookedModel: {remedy}")
+
+
 def is_model(identity: ModelIdentity | None, model: ModelIdentity) -> bool:
     """Return whether an identity may be that of ``model``, by the rule of `refuse_other_reader`."""
     try:
@@ -242,17 +263,45 @@ def is_model(identity: ModelIdentity | None, model: ModelIdentity) -> bool:
 
 def refuse_impossible_hook(path: Path, hook: str, model: ModelIdentity | None) -> None:
     """Raise `FileFormatError` if a file names a block that its model does not have."""
+    part = _missing_part(hook, model)
+    if model is not None and part is not None:
+        raise FileFormatError(
+            f"{str(path)!r} is about the hook point {part[:80]!r}, and its model"
+            f" {model.name!r} has {model.n_layers} blocks: it was changed, or mixed from two"
+            " files; copy it, or save it again"
+        )
+
+
+def refuse_impossible_origin(own: Origin) -> None:
+    """Raise `MismatchError` if a model has no such block, or no stream of this width there.
+
+    Only the width of the residual stream is known.
+    """
+    if own.model is None or own.hook is None:
+        return
+    part = _missing_part(own.hook, own.model)
+    if part is not None:
+        raise MismatchError(
+            f"{own.what} is at {part[:80]!r}, and {own.model.name!r} has {own.model.n_layers}"
+            " blocks, counted from 0: give a hook point of this model, or the model that it"
+            " belongs to"
+        )
+    if RESIDUAL.fullmatch(place(own.hook)) is not None:
+        refuse_other_width(own, Origin("its model", own.hook, own.model, own.model.d_model))
+
+
+def _missing_part(hook: str, model: ModelIdentity | None) -> str | None:
+    """Return the part of a hook point that names a block which a model does not have."""
     for part in joint_parts(hook):
         block = RESIDUAL.fullmatch(part)
         # A number of many digits is none that int() reads.
         if model is None or block is None:
             continue
-        if len(block[1]) > _MOST_DIGITS or int(block[1]) >= model.n_layers:
-            raise FileFormatError(
-                f"{str(path)!r} is about the hook point {part[:80]!r}, and its model"
-                f" {model.name!r} has {model.n_layers} blocks: it was changed, or mixed from two"
-                " files; copy it, or save it again"
-            )
+        # The stream before a block that is not there is the output of the last one.
+        n_hooks = model.n_layers + (block[2] == "pre")
+        if len(block[1]) > _MOST_DIGITS or int(block[1]) >= n_hooks:
+            return part
+    return None
 
 
 def _models(ends: Ends) -> tuple[ModelIdentity | None, ModelIdentity | None]:

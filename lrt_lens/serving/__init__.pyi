@@ -6,7 +6,6 @@ from ._certificate import check_export as check_export
 from ._dashboards import DashboardSettings as DashboardSettings
 from ._dashboards import write_dashboards as write_dashboards
 from ._export import export_vectors as export_vectors
-from ._export import record_path as record_path
 from ._formats import FORMATS as FORMATS
 from ._formats import VectorFormat as VectorFormat
 from ._hub_upload import push_to_hub as push_to_hub
@@ -23,3 +22,4 @@ from .engines._engine import ServingEngine as ServingEngine
 from .engines._llama_cpp import LlamaCpp as LlamaCpp
 from .engines._plain_transformers import RuleEngine as RuleEngine
 from .formats._content import ServedVectors as ServedVectors
+from .formats._record import record_path as record_path

@@ -215,7 +215,7 @@ def _vector(vector: SteeringVector) -> Sharing:
             "How it is added": "`x ← x + scale · direction` at every token, except the first "
             f"{vector.skip_first} positions of a text. Scale 1 adds the "
             "direction as it is stored. An engine that adds it from position 0 needs another scale "
-            "for the same damage.",
+            "for the same damage. The calibrated strength names its own positions.",
             "Evaluation": _NOT_EVALUATED.format(what="vector", function="evaluate_steering"),
             "Limits": _limits("vector"),
             "Load it": _loading("SteeringVector", repository),

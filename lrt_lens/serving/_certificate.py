@@ -11,7 +11,8 @@ neutral text is measured in the engine and compared with the budget.
     check = lrt_lens.check_export("mood.gguf", model, engine=LlamaCpp("model.gguf"))
     check.passed, check.table
 
-The result is added to the record beside the file.
+The result is added to the record beside the file. A file that was changed since it was exported
+does not pass, whatever its logits are, and its record stays as it is.
 
 Limits: an engine that rounds (a quantised model) agrees no better than its unsteered logits do;
 the certificate shows both differences. Whole texts are scored: what an engine does while it decodes
@@ -28,7 +29,6 @@ import pandas as pd
 import torch
 
 from lrt_lens._repr_html import card, facts, note, table
-from lrt_lens._stored_fields import read_json_file
 from lrt_lens.adapters.vectors._neutral_text import Neutral, NeutralText, Unit
 from lrt_lens.adapters.vectors._steering_hook import SteeringHook, adding, setting
 from lrt_lens.errors import MismatchError
@@ -37,12 +37,11 @@ from lrt_lens.models._hooked_model import HookedModel, load_model
 from lrt_lens.models._loading import ModelLike
 from lrt_lens.models._ownership import entering
 from lrt_lens.report._results import plain_json
-from lrt_lens.serving._export import EXPORT_SCHEMA, file_hash, record_path, write_record
-from lrt_lens.serving._formats import FORMATS
-from lrt_lens.serving._import import format_of, import_vectors, record_beside
+from lrt_lens.serving._import import import_vectors, read_served, served_format
 from lrt_lens.serving.engines._engine import ServingEngine
 from lrt_lens.serving.engines._plain_transformers import RuleEngine
 from lrt_lens.serving.formats._content import ServedVectors
+from lrt_lens.serving.formats._record import EXPORT_SCHEMA, file_hash, read_record, write_record
 
 PROMPTS = (
     "The film was one of those that",
@@ -116,6 +115,8 @@ class ExportCheck:
     table: pd.DataFrame = field(repr=False)
     """One row per prompt: n_tokens, difference, before, after, unsteered, effect, first_position
     and expected_position."""
+    is_as_exported: bool = True
+    """True if the file is the one that its record was written for, or has no record."""
 
     @property
     def allowed(self) -> float:
@@ -133,6 +134,11 @@ class ExportCheck:
         """Problems in sentences; empty if the engine steers as our hook does."""
         allowed = self.allowed
         found = []
+        if not self.is_as_exported:
+            found.append(
+                "the file is not what was exported: its content is another one than that of its"
+                " record; export again, or remove the record if another program wrote the file"
+            )
         if self.n_prompts < FEWEST_PROMPTS:
             found.append(
                 f"{self.n_prompts} prompts have a token that is steered; expected at least"
@@ -176,9 +182,21 @@ class ExportCheck:
     def __repr__(self) -> str:
         verdict = "steers as our hook" if self.passed else "; ".join(self.problems)
         return (
-            f"ExportCheck({self.format} in {self.engine} {self.version}: {verdict};"
+            f"ExportCheck({self.format} by {self.engine} {self.version}: {verdict};"
             f" max |Δ logits| {self.difference:.2g},"
-            f" {np.nanmin([self.difference_before, self.difference_after]):.2g} one block away)"
+            f" {np.nanmin([self.difference_before, self.difference_after]):.2g} one block away"
+            f"{self._cost})"
+        )
+
+    @property
+    def _cost(self) -> str:
+        """Damage and budget in words; empty if the damage was not measured."""
+        if not self.n_neutral:
+            return ""
+        expected = "" if np.isnan(self.budget) else f", budget {self.budget:.3g}"
+        return (
+            f"; damage {self.damage:.3g} nats per token on {self.n_neutral} neutral texts"
+            f" ({self.damage_of_hook:.3g} under our hook{expected})"
         )
 
     def _repr_html_(self) -> str:
@@ -212,10 +230,10 @@ def check_export(
     """Return whether an engine steers with an exported file as our hook does.
 
     The result is added to the record beside the file, where it replaces an earlier one of the same
-    engine.
+    engine. A file that is not what was exported does not pass, and its record is not changed.
 
     Args:
-        path: the exported file or folder.
+        path: the exported file or folder, or one of another program.
         model: the model of the vector.
         engine: the program that runs the file, such as `LlamaCpp`; by default plain transformers
             with the rule of the format (for ``"transformers"``: the exported script itself).
@@ -224,15 +242,15 @@ def check_export(
             calibration, if it is compared with a budget.
 
     Raises:
-        FileFormatError: the file cannot be read, or the engine refuses it.
+        FileFormatError: the file cannot be read, is no exported file, or the engine refuses it.
         MismatchError: the vector belongs to another model, or the engine runs another one.
     """
     path, hooked = Path(path), load_model(model)
-    name = format_of(path)
+    name = served_format(path)
+    served = read_served(path, name)
     # repeng reads the files of llama.cpp; the record says for which of them it was written.
-    name = str(record_beside(path, name).get("format", name))
+    name = name if served.is_changed else str(read_record(path).get("format", name))
     vectors = import_vectors(path, model=hooked)
-    served = FORMATS[name].read(path)
     if isinstance(prompts, str) or (prompts is not None and not len(prompts)):
         raise ValueError(f"prompts is {prompts!r}; expected a list of texts, of at least one")
     runner = engine if engine is not None else RuleEngine(hooked)
@@ -257,9 +275,11 @@ def check_export(
         budget=budget,
         n_neutral=0 if texts is None else len(texts.n_tokens),
         precision=torch.finfo(ours.precision).eps,
+        is_as_exported=not served.is_changed,
         **logits.summary(),
     )
-    _add_to_record(path, name, check)
+    if check.is_as_exported:
+        _add_to_record(path, name, check)
     return check
 
 
@@ -447,14 +467,10 @@ def _loss(
 
 def _add_to_record(path: Path, name: str, check: ExportCheck) -> None:
     """Add a check to the record beside the file; a file of another program gets one."""
-    beside = record_path(path)
-    record: dict[str, Any] = {"schema_version": EXPORT_SCHEMA, "format": name, "checks": []}
+    # `check_export` adds nothing to the record of another content.
+    record = read_record(path) or {"schema_version": EXPORT_SCHEMA, "format": name, "checks": []}
     if path.is_file():
         record["sha256"] = file_hash(path)
-    if beside.is_file():
-        # One of another content is replaced.
-        known = read_json_file(beside, EXPORT_SCHEMA)
-        record = known if known.get("sha256") == record.get("sha256") else record
     others = [
         one
         for one in record.get("checks", [])

@@ -12,7 +12,6 @@ positions, so a scale for them is calibrated by their rule. A record beside the 
 Limits: the record says what was written; `lrt_lens.check_export` measures what the program does.
 """
 
-import hashlib
 import json
 import logging
 import math
@@ -26,6 +25,7 @@ from typing import Any
 import torch
 
 from lrt_lens._files import make_folder, write_atomically
+from lrt_lens._stored_fields import schema_of
 from lrt_lens.adapters.vectors._calibration import Calibration, calibrate_scale
 from lrt_lens.adapters.vectors._neutral_text import Neutral
 from lrt_lens.adapters.vectors._steering_hook import Mode, Positions
@@ -38,14 +38,9 @@ from lrt_lens.models._loading import ModelLike
 from lrt_lens.report._results import plain_json
 from lrt_lens.serving._formats import VectorFormat, format_named, refuse_inexpressible
 from lrt_lens.serving.formats._content import ServedVectors
-from lrt_lens.serving.formats._script import RECORD_NAME, SCRIPT_NAME
+from lrt_lens.serving.formats._record import EXPORT_SCHEMA, file_hash, record_path, write_record
 
 logger = logging.getLogger(__name__)
-
-EXPORT_SCHEMA = "lrt_lens.export/1"
-"""Schema of the record beside an exported file."""
-RECORD_SUFFIX = ".export.json"
-"""Ending of the name of the record of a file."""
 
 
 def export_vectors(
@@ -107,23 +102,6 @@ def export_vectors(
         # The damage of the file is not the one that the vectors remember.
         logger.warning("%s", plan.note)
     return target
-
-
-def record_path(path: Path) -> Path:
-    """Return the path of the record of an exported file or folder."""
-    is_folder = path.is_dir() or (path / SCRIPT_NAME).exists()
-    return path / RECORD_NAME if is_folder else path.with_name(path.name + RECORD_SUFFIX)
-
-
-def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal, which ties a record to it."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def write_record(path: Path, record: Any) -> None:
-    """Write the record of an exported file or folder."""
-    text = json.dumps(record, indent=1, allow_nan=False)
-    write_atomically(record_path(path), lambda temporary: temporary.write_text(text, "utf-8"))
 
 
 @dataclass(frozen=True)
@@ -311,7 +289,7 @@ class _Plan:
             "lrt_lens": version("lrt-lens"),
             "format": self.row.name,
             "program": self.row.program,
-            "positions": self.row.positions,
+            "positions": self.strength.where if self.row.leaves_first else self.row.positions,
             "layers": {str(block): self.row.key(block) for block in sorted(content.layers)},
             "scale_is": "beside the directions" if keeps else "multiplied into the directions",
             "model": None if identity is None else plain_json(asdict(identity)),
@@ -411,7 +389,8 @@ def _target(path: Path, row: VectorFormat) -> Path:
             f"{str(path)!r} ends in {path.suffix!r}; {row.program} reads {' or '.join(needed)}"
         )
     is_empty = path.is_dir() and not any(path.iterdir())
-    if path.exists() and not is_empty and not record_path(path).is_file():
+    is_ours = schema_of(record_path(path)).startswith(EXPORT_SCHEMA.partition("/")[0])
+    if path.exists() and not is_empty and not is_ours:
         raise FileExistsError(
             f"{str(path)!r} exists and is no earlier export; choose another path, or remove it"
         )

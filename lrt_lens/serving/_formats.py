@@ -213,7 +213,8 @@ _ROWS = (
         program="plain transformers: steer.py in the folder registers forward hooks",
         file="folder with directions.safetensors and steer.py",
         layer="{L}",
-        positions="as `SteeringVector.apply`: the first skip_first positions are left out",
+        positions="as `SteeringVector.apply` at the strength that is exported: all, or all without"
+        " the first skip_first ones; steer.py says which",
         loading="from steer import steer; handles = steer(model)",
         write=write_script,
         read=read_script,

@@ -37,11 +37,11 @@ from lrt_lens.errors import FileFormatError, MismatchError
 from lrt_lens.models._hook_points import RESIDUAL, place, residual_post, resolve, same_place
 from lrt_lens.models._hooked_model import HookedModel, load_model
 from lrt_lens.models._loading import ModelLike
-from lrt_lens.serving._export import file_hash, record_path
 from lrt_lens.serving._formats import FORMATS
 from lrt_lens.serving.formats._content import ServedVectors
 from lrt_lens.serving.formats._gguf import is_glp
 from lrt_lens.serving.formats._json_files import read_json_object
+from lrt_lens.serving.formats._record import is_of, read_record, record_path
 from lrt_lens.serving.formats._script import TENSORS_NAME
 from lrt_lens.serving.formats._torch_files import below_base_model, direction_of, read_torch_file
 
@@ -120,6 +120,23 @@ def format_of(path: Path) -> str:
     raise _unknown(path, f"a file that begins with {path.read_bytes()[:8]!r}")
 
 
+def served_format(path: Path) -> str:
+    """Return the name of the format of an exported file or folder.
+
+    Raises:
+        FileFormatError: it is of none that a program reads; the message says what it is.
+    """
+    name = format_of(path)
+    if name in FORMATS:
+        return name
+    kind = "a vector of this package" if name == "lrt_lens" else "a tensor alone"
+    at = "" if name == "lrt_lens" else ", at=…, model=…"
+    raise FileFormatError(
+        f"{str(path)!r} is {kind}, which no program steers with; export it first, and check what"
+        f" was written: SteeringVector.load({str(path)!r}{at}).export(…)"
+    )
+
+
 # -------------------------------------------------------------------------------------- recognising
 
 
@@ -169,9 +186,14 @@ def _vectors(path: Path, at: int | str | None, model: HookedModel | None) -> lis
     elif name == "tensor":
         found = [_tensor_alone(path, at, model)]
     else:
-        served = FORMATS[name].read(path)
-        if not served.record:
-            served = replace(served, record=record_beside(path, name))
+        served = read_served(path, name)
+        if served.is_changed:
+            logger.warning(
+                "%s is not the file that was exported: %s was written for another content, and is"
+                " left out; the vector is taken for one of another program",
+                path,
+                record_path(path) if record_path(path).is_file() else "its own record",
+            )
         found = _of_content(path, name, _at_block(path, served, at, model), model)
     return [_of_model(path, vector, model) for vector in found]
 
@@ -192,28 +214,27 @@ def _at_block(
     return replace(served, layers={block: served.layers[block]})
 
 
-def record_beside(path: Path, name: str) -> Mapping[str, Any]:
-    """Return the record that was written beside a file; empty if there is none of this format.
+def read_served(path: Path, name: str) -> ServedVectors:
+    """Return the content of a file of a format, with the record that was written for it.
 
-    A record of another file, which the hash of the content tells, is left out with a warning.
+    A record of another content or format, in the file or beside it, is left out, and the result
+    then says ``is_changed``.
+
+    Raises:
+        FileFormatError: the file is damaged or of no such format, or its record was changed.
     """
-    beside = record_path(path)
-    if not beside.is_file():
-        return {}
-    record = read_json_object(beside)
-    written = FORMATS.get(str(record.get("format")))
+    served = FORMATS[name].read(path)
+    beside = read_record(path)
+    if not beside:
+        return served
+    written = FORMATS.get(str(beside.get("format")))
     # llama.cpp and repeng have the same files.
-    if written is None or written.read is not FORMATS[name].read:
-        return {}
-    if path.is_file() and record.get("sha256") not in (None, file_hash(path)):
-        logger.warning(
-            "%s was written for another content of %s, and is left out; the vector is taken for one"
-            " of another program",
-            beside,
-            path.name,
-        )
-        return {}
-    return record
+    is_same = written is not None and written.read is FORMATS[name].read
+    if served.is_changed or not is_same or not is_of(beside, path):
+        return replace(served, record={}, is_changed=True)
+    # A file of another program has a record once it was checked, without vectors.
+    record = beside if "vectors" in beside else {}
+    return replace(served, record=served.record or record)
 
 
 def _of_content(

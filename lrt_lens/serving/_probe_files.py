@@ -27,12 +27,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from lrt_lens._files import write_atomically
+from lrt_lens._files import foreign_file, write_atomically
 from lrt_lens._folders import write_folder
 from lrt_lens._hub import downloaded_file, is_hub_id
 from lrt_lens._stored_fields import (
     as_damage,
     read_json_file,
+    schema_of,
     stored_fields,
     stored_text,
     stored_value,
@@ -47,6 +48,8 @@ from lrt_lens.stitching._affine import AffineMap
 
 PROBE_EXPORT_SCHEMA = "lrt_lens.probe-export/1"
 """Schema version of ``probe.json``; another one is refused."""
+_OUR_SCHEMA = "lrt_lens.probe"
+"""Start of the schemas of probes, exported and saved, of all versions."""
 RULE_NAME, PROBE_FILE = "probe.json", "probe.safetensors"
 """Names of the files in the folder of an exported probe; a hub repository has the second one."""
 _APART = ("weight", "bias", "before")
@@ -74,6 +77,8 @@ def export_probe(
 
     Raises:
         ValueError: ``to`` is ``"scikit-learn"``, which has no file format, or is unknown.
+        FileExistsError: the folder has a ``probe.json`` or ``probe.safetensors`` that is none of
+            an exported or saved probe.
         OSError: the folder cannot be written to.
     """
     if to == "scikit-learn":
@@ -83,6 +88,7 @@ def export_probe(
         )
     if to != "json":
         raise ValueError(f"to is {to!r}; expected 'json' (or probe.to_sklearn())")
+    _refuse_foreign(Path(path))
     tensors = {"weight": probe.weight, "bias": probe.bias}
     hooks = None
     if probe.before is not None:
@@ -106,6 +112,23 @@ def export_probe(
         write_atomically(staging / RULE_NAME, lambda temporary: temporary.write_bytes(octets))
 
     return write_folder(Path(path), write, last=RULE_NAME)
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Raise `FileExistsError` if a file of another program would be overwritten."""
+    rule, tensors = folder / RULE_NAME, folder / PROBE_FILE
+    if rule.exists():
+        # The tensors beside a rule of this schema may be those of another program.
+        if not schema_of(rule).startswith(_OUR_SCHEMA):
+            raise foreign_file(rule, "exported probe")
+        return
+    if tensors.exists():
+        try:
+            schema = read_tensor_file(tensors, None).metadata.get("schema_version", "")
+        except FileFormatError:
+            schema = ""
+        if not schema.startswith(_OUR_SCHEMA):
+            raise foreign_file(tensors, "exported probe")
 
 
 def load_probe(path: str | Path, **hub: Any) -> LinearProbe:

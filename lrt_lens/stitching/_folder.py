@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 from typing_extensions import TypedDict
 
-from lrt_lens._files import write_atomically
+from lrt_lens._files import foreign_file, write_atomically
 from lrt_lens._folders import write_folder
 from lrt_lens._hub import downloaded
+from lrt_lens._model_card import is_our_card
 from lrt_lens._stored_fields import (
     as_damage,
     json_checksum,
@@ -53,6 +54,7 @@ CONFIG_NAME, TENSORS_NAME, HELD_OUT_NAME = (
     "stitch.safetensors",
     "held_out.safetensors",
 )
+CARD_NAME = "README.md"
 _MAP_SHAPES = {
     "up.weight": "source target",
     "up.bias": "target",
@@ -92,9 +94,13 @@ def save_stitch(stitch: StitchData, folder: Path, card: str) -> None:
     """Write a stitch folder as a whole, with its model card; see `lrt_lens._folders.write_folder`.
 
     Raises:
+        FileExistsError: the folder has a README.md that is no model card of this package.
         OSError: the disk is full, or the folder cannot be written to; an earlier stitch is still
             there.
     """
+    readme = folder / CARD_NAME
+    if readme.exists() and not is_our_card(readme):
+        raise foreign_file(readme, "model card")
     config = _config(stitch)
     metadata = {"schema_version": STITCH_SCHEMA, "config": _config_hash(config)}
     tensors = _map_tensors("maps", stitch.maps)
@@ -121,10 +127,7 @@ def save_stitch(stitch: StitchData, folder: Path, card: str) -> None:
             write_tensors(staging / name, content, metadata)
             written = mapped_tensors(staging / name, STITCH_SCHEMA)
             checksums[name] = written.metadata["header_checksum"]
-        texts = {
-            "README.md": card,
-            CONFIG_NAME: json.dumps(config | {"files": checksums}, indent=1),
-        }
+        texts = {CARD_NAME: card, CONFIG_NAME: json.dumps(config | {"files": checksums}, indent=1)}
         for name, text in texts.items():
             octets = text.encode("utf-8", errors="replace")
             write_atomically(staging / name, lambda path, octets=octets: path.write_bytes(octets))
@@ -176,7 +179,7 @@ def load_stitch(folder_or_repository: str, **hub: Any) -> StitchData:
     folder = Path(folder_or_repository)
     if not folder.is_dir():
         # Only the files of a stitch, not what else the repository may hold.
-        names = [CONFIG_NAME, TENSORS_NAME, HELD_OUT_NAME, "README.md"]
+        names = [CONFIG_NAME, TENSORS_NAME, HELD_OUT_NAME, CARD_NAME]
         folder = downloaded(folder_or_repository, "stitch", names, **hub)
     for _ in range(_ATTEMPTS):
         before = file_state(folder / CONFIG_NAME)

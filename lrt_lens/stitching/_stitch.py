@@ -36,7 +36,7 @@ from lrt_lens._repr_html import card, facts, note, table
 from lrt_lens.data._blocks import WindowCutter
 from lrt_lens.data._windows import BlockPlan, Window
 from lrt_lens.figures._stitch import stitch_figure
-from lrt_lens.models._belonging import refuse_other_models
+from lrt_lens.models._belonging import identity_of, refuse_other_models
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.moments._scatter import r2_of
@@ -98,8 +98,11 @@ class Stitch(StitchData, ModelHubMixin):
         return fidelity(self, direction, kind, n_random=n_random, seed=seed)
 
     def check(self, source: HookedModel | None = None, target: HookedModel | None = None) -> None:
-        """Raise `MismatchError` if a model is not the one on which this stitch was fitted."""
-        models = [model and model.identity for model in (source, target)]
+        """Raise `MismatchError` if a model is not the one on which this stitch was fitted.
+
+        Of a `ModelPair` give both models: ``stitch.check(pair.source, pair.target)``.
+        """
+        models = [identity_of("source", source), identity_of("target", target)]
         refuse_other_models("", models, (self.source, self.target))
 
     def reversed(self) -> "Stitch":
@@ -195,6 +198,9 @@ class Stitch(StitchData, ModelHubMixin):
         Args:
             save_directory: folder to write; it is created if it does not exist.
             **options: options of `ModelHubMixin.save_pretrained`.
+
+        Raises:
+            FileExistsError: the folder has a README.md that is no model card of this package.
         """
         return super().save_pretrained(make_folder(Path(save_directory)), **options)
 

@@ -12,6 +12,7 @@ from lrt_lens.adapters.vectors import NeutralText, SteeringVector, calibrate_on
 from lrt_lens.data import ContrastSet
 from lrt_lens.errors import MismatchError
 from lrt_lens.models import ModelPair
+from lrt_lens.models._belonging import identity_of
 from lrt_lens.stitching import AffineMap
 from tests.adapters.vectors.test_entry_points import CONTRAST, ITEMS
 
@@ -162,6 +163,27 @@ def test_every_width_is_refused_with_one_message(
         f"vector 'vector' has width 24; expected 16 dimensions, as at '{SOURCE}' of "
         f"'{pair.source.name}': give one of this width, or transfer it with a stitch first"
     )
+
+
+def test_a_pair_is_not_taken_for_a_model(pair: ModelPair) -> None:
+    with pytest.raises(TypeError, match=r"source is a ModelPair; .* check\(pair.source, pair.targ"):
+        identity_of("source", pair)
+    with pytest.raises(TypeError, match=r"target is a str; expected a HookedModel: load it with"):
+        identity_of("target", "org/large")
+    assert identity_of("target", pair.target) == pair.target.identity
+    assert identity_of("target", None) is None
+
+
+def test_a_vector_of_a_place_that_its_model_does_not_have_is_refused(
+    vector: SteeringVector, pair: ModelPair
+) -> None:
+    with pytest.raises(MismatchError, match="has width 24; expected 16 dimensions, as at"):
+        SteeringVector(torch.ones(24), SOURCE, pair.source.identity)
+    n_layers = pair.source.n_layers
+    missing = f"blocks.{n_layers}.hook_resid_post"
+    with pytest.raises(MismatchError, match=f"{missing}.* has {n_layers} blocks, counted from 0"):
+        replace(vector, hook=missing)
+    assert SteeringVector(torch.ones(24), SOURCE).model is None, "nothing is known of its model"
 
 
 @pytest.mark.parametrize("field", ["config_hash", "basis"])

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,9 @@ def test_the_python_of_a_page_runs(
     page: Path, quick_start: QuickStart, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    # Pages import modules that they have written.
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    monkeypatch.delitem(sys.modules, "steer", raising=False)
     namespace, printed = dict(quick_start.names), io.StringIO()
     with contextlib.redirect_stdout(printed):
         for number, code in enumerate(python_blocks(page), start=1):

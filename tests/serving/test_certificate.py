@@ -91,6 +91,20 @@ def test_every_format_steers_as_our_hook(
     assert stored["engine"] == check.engine
 
 
+@pytest.mark.parametrize("to", FORMATS)
+def test_a_calibrated_vector_steers_as_its_file_and_as_what_is_read_from_it(
+    vector: SteeringVector, model: Any, tmp_path: Path, to: str
+) -> None:
+    calibrated = calibrate_scale(model, vector, NEUTRAL, damage=0.05, positions="every").vector
+    path = calibrated.export(tmp_path / "v", to)
+    rows = model.encode(["The quick brown fox jumps over"])
+    [file] = RuleEngine(model).logits(rows, path)
+    for one in (calibrated, SteeringVector.load(path, model=model)):
+        with one.apply(model):
+            [steered] = model.logits(torch.tensor(rows)).numpy()
+        np.testing.assert_allclose(steered, file, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("to", "mode", "level"), [("glp", "ablate", None), ("lm-eval", "clamp", 4.0)]
 )
@@ -176,6 +190,9 @@ def test_a_changed_script_is_not_run(vector: SteeringVector, model: Any, tmp_pat
     script = folder / "steer.py"
     script.write_text(script.read_text() + "\nraise SystemExit('it ran')\n")
     with pytest.raises(FileFormatError, match="is not the script that was exported"):
+        check_export(folder, model)
+    script.unlink()
+    with pytest.raises(FileFormatError, match="lacks steer.py, the script that steers"):
         check_export(folder, model)
 
 
@@ -296,8 +313,130 @@ def test_a_record_of_another_content_is_left_out(
     assert loaded.name == "v", "that of the file"
     assert loaded.file is not None
     assert "was written for another content" in caplog.text
+    beside = Path(f"{path}.export.json")
+    beside.unlink()
+    assert check_export(path, model).passed, "a file of another program"
+    assert len(json.loads(beside.read_text())["checks"]) == 1
+
+
+def edited(path: Path, old: str, new: str) -> None:
+    """Replace a text in a file of JSON."""
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def one_bit(path: Path) -> None:
+    """Change one bit of the last number of a file."""
+    octets = bytearray(path.read_bytes())
+    octets[-3] ^= 1
+    path.write_bytes(octets)
+
+
+def renamed(path: Path, old: bytes = b"direction.2", new: bytes = b"direction.1") -> None:
+    """Write another name over the last one of a GGUF file: names of tensors stand behind keys."""
+    octets = path.read_bytes()
+    start = octets.rindex(old)
+    path.write_bytes(octets[:start] + new + octets[start + len(old) :])
+
+
+def other_format(path: Path) -> None:
+    """Put a file of another program, which nobody exported here, in the place of a file."""
+    vector = SteeringVector.load(path)
+    elsewhere = vector.export(path.parent / "elsewhere", "neuronpedia", scale=1.0)
+    path.write_bytes(elsewhere.read_bytes())
+
+
+CHANGES: dict[str, tuple[str, Any]] = {
+    "scale": ("vllm-lens", lambda path: edited(path, '"scale": 1.5', '"scale": 1.6')),
+    "block": ("vllm-lens", lambda path: edited(path, "[2]", "[1]")),
+    "format": ("vllm-lens", other_format),
+    "block in GGUF": ("llama.cpp", renamed),
+    "number in GGUF": ("llama.cpp", one_bit),
+    "key in GGUF": ("repeng", lambda path: renamed(path, b"lrt_lens.scale", b"lrt_lens.xcale")),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_file_does_not_pass_and_keeps_its_record(
+    vector: SteeringVector, model: Any, tmp_path: Path, change: str
+) -> None:
+    to, edit = CHANGES[change]
+    learnt = replace(vector, method="mean_difference", contrast="abc")
+    path = learnt.export(tmp_path / "v", to, scale=1.5)
+    edit(path)
+    beside = Path(f"{path}.export.json")
+    record = beside.read_bytes()
+    for _ in range(2):
+        check = check_export(path, model)
+        assert not check.passed
+        assert "the file is not what was exported" in check.problems[0]
+        assert "the file is not what was exported" in repr(check)
+        assert beside.read_bytes() == record, "the record of what was exported"
+    loaded = SteeringVector.load(path)
+    assert (loaded.method, loaded.contrast) == ("given", "")
+
+
+def test_a_changed_gguf_without_its_record_loses_its_origin(
+    vector: SteeringVector, model: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    learnt = replace(vector, method="mean_difference")
+    path = learnt.export(tmp_path / "v.gguf", "llama.cpp")
+    Path(f"{path}.export.json").unlink()
+    assert SteeringVector.load(path).method == "mean_difference"
+    assert not caplog.text
+    one_bit(path)
+    loaded = SteeringVector.load(path)
+    assert (loaded.method, loaded.strength, loaded.skip_first) == ("given", None, 0)
+    assert "is not the file that was exported" in caplog.text
+    check = check_export(path, model)
+    assert "the file is not what was exported" in check.problems[0]
+    assert not Path(f"{path}.export.json").exists()
+
+
+@pytest.mark.parametrize("to", ["llama.cpp", "vllm-lens"])
+def test_an_edited_record_is_refused(
+    vector: SteeringVector, model: Any, tmp_path: Path, to: str
+) -> None:
+    path = vector.export(tmp_path / "v", to, scale=1.5)
+    beside = Path(f"{path}.export.json")
+    record = json.loads(beside.read_text())
+    changed = {**record, "strength": {**record["strength"], "damage": 0.01}}
+    beside.write_text(json.dumps(changed))
+    for read in (SteeringVector.load, lambda path: check_export(path, model)):
+        with pytest.raises(FileFormatError, match="do not add up to their checksum; export again"):
+            read(path)
+    # Records of earlier versions have no checksum.
+    del record["record_checksum"]
+    beside.write_text(json.dumps(record))
     assert check_export(path, model).passed
-    assert len(json.loads(Path(f"{path}.export.json").read_text())["checks"]) == 1
+    assert "record_checksum" in json.loads(beside.read_text())
+
+
+def test_a_file_that_no_program_steers_with_is_refused(
+    vector: SteeringVector, model: Any, tmp_path: Path
+) -> None:
+    own = vector.save(tmp_path / "own.safetensors")
+    with pytest.raises(FileFormatError, match="a vector of this package, .* export it first"):
+        check_export(own, model)
+    with pytest.raises(FileFormatError, match="a vector of this package"):
+        RuleEngine(model).logits([[1, 2]], own)
+    np.save(tmp_path / "alone.npy", vector.direction.numpy())
+    with pytest.raises(FileFormatError, match="a tensor alone, .* at=…, model=…"):
+        check_export(tmp_path / "alone.npy", model)
+    with pytest.raises(FileFormatError, match="a folder without directions.safetensors"):
+        check_export(tmp_path, model)
+    with pytest.raises(FileFormatError, match="is no file; check the path"):
+        check_export(tmp_path / "missing.gguf", model)
+
+
+def test_a_check_says_damage_and_budget(vector: SteeringVector, model: Any, tmp_path: Path) -> None:
+    path = vector.export(tmp_path / "v.gguf", "llama.cpp", damage=0.1, model=model, neutral=NEUTRAL)
+    assert "damage" not in repr(check_export(path, model))
+    text = repr(check_export(path, model, neutral=NEUTRAL))
+    assert "nats per token on 3 neutral texts" in text
+    assert "under our hook, budget 0.1)" in text
+    assert "llama.cpp by the rule of the format in plain transformers" in text
 
 
 def test_it_is_a_name_of_the_package() -> None:

@@ -1,6 +1,7 @@
 """Every format: what is in the file, read by something else, and what it cannot express."""
 
 import base64
+import inspect
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lrt_lens import serving
 from lrt_lens.adapters.vectors import SteeringVector, Strength
 from lrt_lens.errors import MismatchError
 from lrt_lens.serving import FORMATS, export_vectors, import_vectors
@@ -266,8 +268,9 @@ def test_bad_arguments(vector: SteeringVector, load: Any, model: Any, tmp_path: 
         vector.export(path, "lm-eval", level=1.0)
     with pytest.raises(ValueError, match="neutral is given without damage"):
         vector.export(path, "glp", neutral=["a text"], model=model)
+    unknown = replace(vector, hook="blocks.9.hook_resid_post", model=None)
     with pytest.raises(ValueError, match="behind block 9, and the model has 4 blocks"):
-        replace(vector, hook="blocks.9.hook_resid_post").export(path, "llama.cpp")
+        unknown.export(path, "llama.cpp", model=model)
     with pytest.raises(ValueError, match="span fewer dimensions"):
         export_vectors([vector, 2.0 * vector], path, "glp", mode="ablate")
     with pytest.raises(ValueError, match="'clamp' needs level"):
@@ -370,3 +373,22 @@ def test_vectors_that_leave_out_other_positions_need_two_scripts(
     with pytest.raises(ValueError, match=r"leave out the first \[0, 4\] positions"):
         export_vectors(vectors, tmp_path / "v", "transformers")
     export_vectors(vectors, tmp_path / "v", "llama.cpp")
+
+
+@pytest.mark.parametrize(
+    ("method", "function"), [("export", "export_vectors"), ("bake", "bake_vector")]
+)
+def test_help_of_a_method_lists_the_options_of_its_function(
+    vector: SteeringVector, method: str, function: str
+) -> None:
+    own, below = (
+        {
+            name: (one.kind, one.default)
+            for name, one in inspect.signature(call).parameters.items()
+            if one.kind is inspect.Parameter.KEYWORD_ONLY
+        }
+        for call in (getattr(vector, method), getattr(serving, function))
+    )
+    assert own == below
+    with pytest.raises(TypeError, match="unexpected keyword argument 'foo'"):
+        getattr(vector, method)("a", "b", foo=1)

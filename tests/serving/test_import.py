@@ -352,12 +352,19 @@ def test_a_tensor_alone(name: str, model: Any, tmp_path: Path) -> None:
 # -------------------------------------------------------------------------------------- wrong files
 
 
+def npz_file(folder: Path) -> Path:
+    """Write an archive of arrays."""
+    np.savez(folder / "foreign.npz", direction=ROWS[0])
+    return folder / "foreign.npz"
+
+
 def changed_model(**fields: Any) -> dict[str, Any]:
     return {"model_type": "llama", "directions": {"1": ROWS[:1].tolist()}} | fields
 
 
 WRONG: dict[str, tuple[Make, str]] = {
     "direction.0": (gguf_file({"direction.0": ROWS[0]}), "'direction.0', which llama.cpp refuses"),
+    "an archive of arrays": (npz_file, r"an archive of arrays of numpy .* numpy.save"),
     "another tensor": (
         gguf_file({"direction.1": ROWS[0], "mean.1": ROWS[1]}),
         "a tensor 'mean.1'; expected 'direction.N'",

@@ -42,6 +42,28 @@ def test_it_steers_as_our_hook(
     assert (check.first_position, check.engine) == (0, "llama.cpp")
 
 
+def test_what_is_no_model_is_refused_by_what_it_is(bundled: Any, tmp_path: Path) -> None:
+    with pytest.raises(FileFormatError, match="does not exist; .* convert_hf_to_gguf.py"):
+        LlamaCpp(tmp_path / "large.gguf")
+    with pytest.raises(FileFormatError, match="is a folder; expected a model in a GGUF file"):
+        LlamaCpp(tmp_path)
+    notes = tmp_path / "notes.txt"
+    notes.write_text("not a model")
+    with pytest.raises(FileFormatError, match="is a file of an unknown kind"):
+        LlamaCpp(notes)
+    with pytest.raises(FileFormatError, match="is a file of json"):
+        LlamaCpp(make_vector(bundled, 3).export(tmp_path / "v.json", "vllm-lens"))
+    path = make_vector(bundled, 3).export(tmp_path / "v.gguf", "llama.cpp")
+    with pytest.raises(FileFormatError, match="is a control vector; expected the model"):
+        LlamaCpp(path)
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(
+        FileFormatError, match="cannot load the model: .* is damaged or was changed"
+    ):
+        LlamaCpp(cut)
+
+
 def test_damage_in_the_engine(bundled: Any, engine: Any, tmp_path: Path) -> None:
     vector = SteeringVector.mean_difference(bundled, lrt.demo_contrast("mood"), at=3)
     neutral = lrt.demo_neutral()[:6]

@@ -1,6 +1,7 @@
 """A saved stitch loads equal; other folders, and truncated or incomplete ones, raise an error."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from safetensors.torch import save_file
 from lrt_lens import _folders as folders
 from lrt_lens import _tensor_files as tensor_files
 from lrt_lens._files import write_atomically
+from lrt_lens._folders import write_folder
 from lrt_lens._tensor_files import read_tensor_file, write_tensors
 from lrt_lens.errors import FileFormatError
 from lrt_lens.moments import CrossMoments, Provenance
@@ -189,6 +191,30 @@ def test_a_written_file_can_be_read_by_others(tmp_path: Path) -> None:
     assert names(tmp_path) == ["file"]
 
 
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+@pytest.mark.parametrize("is_on_linux", [True, False])
+def test_files_have_the_permissions_that_the_umask_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, umask: int, mode: int, is_on_linux: bool
+) -> None:
+    if not is_on_linux:
+        monkeypatch.setattr("lrt_lens._files._STATUS", tmp_path / "no such file")
+
+    def write(staging: Path) -> None:
+        (staging / "a").write_text("")
+        # As safetensors writes.
+        (staging / "b").touch(mode=0o600)
+
+    before = os.umask(umask)
+    try:
+        write_folder(tmp_path / "folder", write, last="a")
+        write_atomically(tmp_path / "file", lambda temporary: temporary.write_text(""))
+        assert os.umask(umask) == umask, "the umask is as it was"
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "file", tmp_path / "folder" / "a", tmp_path / "folder" / "b"):
+        assert path.stat().st_mode & 0o777 == mode
+
+
 # ------------------------------------------------------------------------------------------- stitch
 
 
@@ -226,6 +252,21 @@ def test_a_stitch_saved_twice_is_the_same_file(owned_stitch: Stitch, tmp_path: P
     Stitch.from_pretrained(tmp_path / "one").save_pretrained(tmp_path / "two")
     for name in names(tmp_path / "one"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_a_readme_of_others_is_not_overwritten(owned_stitch: Stitch, tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("# My project\n\nlibrary_name: lrt_lens\n")
+    with pytest.raises(FileExistsError, match=r"README.md' exists and is no model card of this"):
+        owned_stitch.save_pretrained(tmp_path)
+    assert names(tmp_path) == ["README.md"]
+    assert readme.read_text().startswith("# My project")
+    # Cards of this version and of the first one are replaced.
+    for name in ("lrt_lens", "lrt-lens"):
+        readme.write_text(f"---\ntags:\n- a\nlibrary_name: {name}\n---\n")
+        owned_stitch.save_pretrained(tmp_path)
+        assert readme.read_text().count("## ") > 3
+    owned_stitch.save_pretrained(tmp_path)
 
 
 def test_a_stitch_without_null_and_with_unknown_scores_comes_back(

@@ -23,7 +23,7 @@ writes.
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -57,6 +57,8 @@ logger = logging.getLogger(__name__)
 
 FEWEST_ITEMS = 4
 """Smallest number of items for an interval."""
+_OF_CONTRAST = ("n_permuted", "n_contrast_groups")
+"""Settings of arms that are learnt from the contrast texts."""
 
 
 @dataclass(frozen=True)
@@ -116,13 +118,14 @@ def evaluate_steering(
             known, a share of the items only selects the hook point of ``native_best``.
         neutral: texts on which steering should change nothing; damage is measured on them.
         contrast: texts that the vector was learnt from; by default those that the vector holds.
-            Without them the arms ``native``, ``native_best`` and ``permuted`` are left out.
+            Without them the arms ``native``, ``native_best`` and ``permuted`` are left out, and
+            so are the numbers of draws and groups that they would have.
         settings: all settings; see `SteeringSettings`.
         options: fields of `SteeringSettings` as keywords.
 
     Raises:
-        ValueError: scales or damage that are not positive, fewer than 4 items, or no neutral text
-            that is long enough.
+        ValueError: scales or damage that are not positive, fewer than 4 items, no neutral text
+            that is long enough, or ``n_permuted`` or ``n_contrast_groups`` without contrast texts.
         MismatchError: a stitch of other models, a vector of another model or hook point, or
             contrast texts that the vector was not learnt from.
     """
@@ -131,6 +134,8 @@ def evaluate_steering(
     stitch.refuse_foreign(vector.origin)
     _check_arguments(settings, items)
     contrast = contrast_of(vector, contrast)
+    if contrast is None:
+        _refuse_unusable(vector, options)
     score = _contrast_score(pair, stitch, contrast)
     # Items that select a hook point would flatter it, so they are not measured.
     validation, test = (
@@ -168,6 +173,17 @@ def _check_arguments(settings: SteeringSettings, items: ChoiceItems) -> None:
             "(no steering is always measured)"
         )
     refuse_unmeasurable(items, settings.damage)
+
+
+def _refuse_unusable(vector: SteeringVector, options: Mapping[str, Any]) -> None:
+    """Raise ValueError if an option asks for arms that only contrast texts give."""
+    asked = {name: options[name] for name in _OF_CONTRAST if options.get(name)}
+    if asked:
+        raise ValueError(
+            f"{' and '.join(f'{name} is {n}' for name, n in asked.items())}, and the texts that"
+            f" vector {vector.name!r} was learnt from are not known, without which there is no such"
+            " arm: give contrast=, or leave these options out"
+        )
 
 
 def refuse_unmeasurable(items: ChoiceItems, damage: float) -> None:

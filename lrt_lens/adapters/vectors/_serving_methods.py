@@ -12,15 +12,28 @@ Limits: one vector; `lrt_lens.serving` has the functions for several at once.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lrt_lens._late import implementation
+from lrt_lens.adapters.vectors._steering_hook import Mode
+from lrt_lens.models._loading import ModelLike
 
 
 class ServingMethods:
     """Export, bake and upload of a steering vector."""
 
-    def export(self, path: str | Path, to: str, **options: Any) -> Path:
+    def export(
+        self,
+        path: str | Path,
+        to: str,
+        *,
+        scale: float | None = None,
+        damage: float | None = None,
+        neutral: Any = None,
+        model: ModelLike = None,
+        mode: Mode | None = None,
+        level: float | None = None,
+    ) -> Path:
         """Write the vector as a file of another program, and return its path.
 
         A file ``….export.json`` beside it says what was written and at which positions the program
@@ -31,26 +44,52 @@ class ServingMethods:
             to: a format of `lrt_lens.serving.FORMATS`: ``"llama.cpp"``, ``"glp"``, ``"repeng"``,
                 ``"vllm-lens"``, ``"lm-eval"``, ``"steering-vectors"``, ``"aisteer360"``,
                 ``"neuronpedia"`` or ``"transformers"``.
-            **options: ``scale``, ``damage``, ``neutral``, ``model``, ``mode`` and ``level`` of
-                `lrt_lens.serving.export_vectors`.
+            scale: multiple of the vector that the program adds, or the share of an ablation; by
+                default that of ``strength``, else 1.
+            damage: damage in nats per token on ``neutral``, for which the scale is calibrated at
+                the positions that the program steers; excludes ``scale``.
+            neutral: neutral texts, see `lrt_lens.calibrate_scale`.
+            model: the model of the vector; needed for ``damage``, and for a vector that does not
+                know it.
+            mode: ``"add"``, ``"clamp"`` or ``"ablate"``; by default that of ``strength``, else
+                ``"add"``.
+            level: component along the unit vector that a clamp sets; by default that of
+                ``strength``.
 
         Raises:
             ValueError: the format cannot express the vector; the message names one that can.
+            MismatchError: the vector belongs to another model.
         """
-        return implementation("SteeringVector.export")(self, path, to, **options)
+        export = implementation("SteeringVector.export")
+        strength: dict[str, Any] = {"scale": scale, "damage": damage, "mode": mode, "level": level}
+        return export(self, path, to, neutral=neutral, model=model, **strength)
 
-    def bake(self, model: Any, folder: str | Path, **options: Any) -> Path:
+    def bake(
+        self,
+        model: ModelLike,
+        folder: str | Path,
+        *,
+        scale: float | None = None,
+        mode: Literal["add", "ablate"] | None = None,
+        form: Literal["weights", "lora"] = "weights",
+        dtype: Any = None,
+    ) -> Path:
         """Write a model that is steered by its weights alone, and return its folder.
 
         Args:
             model: the model that the vector belongs to; it is not changed.
             folder: folder of Hugging Face that is written.
-            **options: ``scale``, ``mode``, ``form`` and ``dtype`` of
-                `lrt_lens.serving.bake_vector`.
+            scale: multiple of the vector that is added; 1 for ``"ablate"``. Default: that of
+                ``strength``, else 1.
+            mode: ``"add"`` or ``"ablate"``. Default: that of ``strength``, else ``"add"``.
+            form: ``"weights"``, or ``"lora"`` for an adapter of rank 1 (needs ``lrt-lens[peft]``).
+            dtype: dtype of the weights that are written; see `lrt_lens.serving.bake_vector`.
 
         Raises:
-            ValueError: the architecture has no place for the vector.
+            HookPointError: the architecture has no place for the vector.
+            ValueError: a wrong scale, mode or form, or a model whose weights cannot be changed.
         """
+        options: dict[str, Any] = {"scale": scale, "mode": mode, "form": form, "dtype": dtype}
         return implementation("SteeringVector.bake")(self, model, folder, **options)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:

@@ -36,13 +36,14 @@ from lrt_lens.adapters.vectors._projection import outside_span
 from lrt_lens.adapters.vectors._served_file import ServedFile, is_served
 from lrt_lens.adapters.vectors._serving_methods import ServingMethods
 from lrt_lens.adapters.vectors._steering_hook import Mode, Positions, SteeringHook, change_of
-from lrt_lens.adapters.vectors._strength import Strength, with_defaults
+from lrt_lens.adapters.vectors._strength import Strength, steered_positions, with_defaults
 from lrt_lens.adapters.vectors._transfer_route import TransferRoute
 from lrt_lens.data._contrast import ContrastSet
 from lrt_lens.errors import NonFiniteError
 from lrt_lens.models._belonging import (
     Origin,
     refuse_impossible_hook,
+    refuse_impossible_origin,
     refuse_other_reader,
     refuse_other_stream,
 )
@@ -75,7 +76,8 @@ class SteeringVector(ServingMethods):
 
     direction: Direction
     """Direction in the residual stream; scale 1 adds exactly this vector, [d_model]. `apply` leaves
-    out the first ``skip_first`` positions: added everywhere, it is another intervention."""
+    out the first ``skip_first`` positions, unless ``strength`` holds for ``"every"`` one: added
+    everywhere, it is another intervention."""
     hook: str
     """Hook point at which the vector was learnt, or to which it was transferred."""
     model: ModelIdentity | None = None
@@ -130,6 +132,7 @@ class SteeringVector(ServingMethods):
                 f"vector {self.name!r} at {self.hook!r} is zero; expected a direction: steer with "
                 "scale=0 for none"
             )
+        refuse_impossible_origin(self.origin)
 
     # ------------------------------------------------------------------------------------- learning
 
@@ -398,7 +401,7 @@ class SteeringVector(ServingMethods):
         *,
         scale: float | None = None,
         mode: Mode | None = None,
-        positions: Positions = "all",
+        positions: Positions | None = None,
         level: float | None = None,
     ) -> list[tuple[str, "SteeringHook"]]:
         """Return ``[(name, fn)]`` for ``model.hooks(fwd_hooks=...)`` of TransformerLens.
@@ -411,21 +414,24 @@ class SteeringVector(ServingMethods):
                 ``"ablate"`` sets it to 0. Default: that of ``strength``, else ``"add"``.
             positions: ``"all"``, the ``"last"`` of every prompt, or ``"generated"`` tokens, of
                 which the first ``skip_first`` are never changed; or ``"every"`` token from the
-                first on.
+                first on. Default: those of ``strength`` if its scale is used, because that was
+                calibrated there and `export` writes a file for them; else ``"all"``.
             level: component along the unit vector that ``"clamp"`` sets, see `mean_component`.
 
         Raises:
             ValueError: a scale outside the range of the mode, an unknown mode or positions, or a
                 clamp without a level.
         """
-        scale, mode, level = with_defaults(self.strength, scale, mode, level)
+        known = self.strength
+        positions, skip = steered_positions(known, scale, mode, positions, self.skip_first)
+        scale, mode, level = with_defaults(known, scale, mode, level)
         if mode not in get_args(Mode) or positions not in get_args(Positions):
             raise ValueError(
                 f"mode {mode!r}, positions {positions!r}; "
                 "expected add, clamp or ablate, and all, last, generated or every"
             )
         change = change_of(self.direction, scale, mode, level)
-        return [(self.hook, SteeringHook(change, positions, self.skip_first))]
+        return [(self.hook, SteeringHook(change, positions, skip))]
 
     def hook_at(self, scale: float, *, positions: Positions = "all") -> SteeringHook:
         """Return the hook that adds ``scale`` times the vector."""
@@ -437,7 +443,7 @@ class SteeringVector(ServingMethods):
         *,
         scale: float | None = None,
         mode: Mode | None = None,
-        positions: Positions = "all",
+        positions: Positions | None = None,
         level: float | None = None,
     ) -> Handle:
         """Register the vector's hook on a model and return a handle.

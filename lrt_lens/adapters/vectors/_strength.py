@@ -67,6 +67,24 @@ class Strength:
         return f"{chosen}{after}"
 
 
+def steered_positions(
+    known: Strength | None,
+    scale: float | None,
+    mode: Mode | None,
+    positions: Positions | None,
+    skip_first: int,
+) -> tuple[Positions, int]:
+    """Return positions, and the number of first ones that are left out.
+
+    A scale holds for the positions at which it was calibrated, so both are those of the strength
+    where its scale is taken and no positions are given; else ``"all"`` and ``skip_first``.
+    """
+    takes_scale = known is not None and scale is None and mode in (None, known.mode)
+    if known is not None and takes_scale and positions is None:
+        return known.positions, known.skip_first
+    return positions or "all", skip_first
+
+
 def with_defaults(
     known: Strength | None, scale: float | None, mode: Mode | None, level: float | None
 ) -> tuple[float, Mode, float | None]:

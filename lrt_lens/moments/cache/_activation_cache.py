@@ -39,6 +39,7 @@ from lrt_lens._settings import resolve, takes
 from lrt_lens.data._documents import Documents
 from lrt_lens.data._windows import shuffled_rows
 from lrt_lens.errors import FileFormatError, HookPointError, MismatchError
+from lrt_lens.models._belonging import identity_of
 from lrt_lens.models._hook_points import (
     EMBED,
     SOURCE,
@@ -171,16 +172,15 @@ class ActivationCache:
         """Raise `MismatchError` if a model differs from the one that was recorded."""
         for role, model in zip(ROLES, (source, target), strict=True):
             recorded = getattr(self.manifest.provenance, role)
-            if model is None:
+            identity = identity_of(role, model)
+            if identity is None:
                 continue
             if recorded is None:
                 raise MismatchError(
                     f"the cache {str(self.folder)!r} holds no {role} model; "
-                    f"record({model.name!r}, …, role={role!r}) adds one"
+                    f"record({identity.name!r}, …, role={role!r}) adds one"
                 )
-            recorded.refuse_other(
-                model.identity, f"the {role} model for the cache {str(self.folder)!r}"
-            )
+            recorded.refuse_other(identity, f"the {role} model for the cache {str(self.folder)!r}")
 
     # -------------------------------------------------------------------------------------- writing
 

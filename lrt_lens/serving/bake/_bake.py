@@ -30,7 +30,7 @@ from lrt_lens.adapters.vectors._ablation import ablation_hooks
 from lrt_lens.adapters.vectors._intervention import Intervention
 from lrt_lens.adapters.vectors._steering_hook import adding, setting
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
-from lrt_lens.adapters.vectors._strength import with_defaults
+from lrt_lens.adapters.vectors._strength import steered_positions, with_defaults
 from lrt_lens.models._hook_points import resolve
 from lrt_lens.models._hooked_model import HookedModel, load_model
 from lrt_lens.models._hugging_face_engine import HuggingFaceEngine
@@ -84,7 +84,7 @@ def bake_vector(
     direction out of everything that writes to the residual stream (Arditi et al., arXiv 2406.11717,
     §4.1). That is ablation at every hook point, and not what ``vector.apply(mode="ablate")`` does
     at one. A bake acts at every position, special tokens included; the hook leaves out the first
-    ``vector.skip_first``.
+    ``vector.skip_first``, unless it acts at a strength that was calibrated at ``"every"`` one.
 
     Args:
         vector: a vector, or vectors at several hook points (one, for ``"ablate"``).
@@ -106,7 +106,7 @@ def bake_vector(
         ValueError: a wrong scale, mode or form, a quantised model, or one of TransformerLens.
     """
     vectors = (vector,) if isinstance(vector, SteeringVector) else tuple(vector)
-    settled_scale, settled_mode = _strength(vectors, scale, mode)
+    settled_scale, settled_mode, left_out = _strength(vectors, scale, mode)
     _check_options(vectors, settled_scale, settled_mode, form)
     folder = Path(folder)
     earlier = refuse_other_folder(folder)
@@ -118,7 +118,7 @@ def bake_vector(
         one.refuse_other_model(hooked)
     vectors = tuple(replace(one, hook=resolve(one.hook, hooked)) for one in vectors)
     written_dtype = _dtype(dtype, model, hooked)
-    baker = _Baker(hooked, vectors, settled_scale, settled_mode, form, written_dtype)
+    baker = _Baker(hooked, vectors, settled_scale, settled_mode, form, written_dtype, left_out)
     record: dict[str, Any] = {}
 
     def write(staging: Path) -> None:
@@ -136,8 +136,11 @@ def bake_vector(
 
 def _strength(
     vectors: Sequence[SteeringVector], scale: float | None, mode: Any
-) -> tuple[float, Any]:
-    """Return scale and mode, by default those that all vectors remember."""
+) -> tuple[float, Any, int]:
+    """Return scale and mode, by default those that all vectors remember.
+
+    The third value is the number of first positions that the hooks of `apply` leave out then.
+    """
     known = {one.strength for one in vectors}
     if len(known) > 1 and (scale is None or mode is None):
         raise ValueError(
@@ -145,7 +148,9 @@ def _strength(
         )
     strength = known.pop() if len(known) == 1 else None
     found = with_defaults(strength, scale, mode, None)
-    return found[0], found[1]
+    hooks = [steered_positions(strength, scale, mode, None, one.skip_first) for one in vectors]
+    left_out = max((0 if where == "every" else skip for where, skip in hooks), default=0)
+    return found[0], found[1], left_out
 
 
 class _Baker:
@@ -159,9 +164,10 @@ class _Baker:
         mode: str,
         form: str,
         dtype: torch.dtype,
+        left_out: int,
     ) -> None:
         self.model, self.vectors, self.scale = model, vectors, scale
-        self.mode, self.form, self.dtype = mode, form, dtype
+        self.mode, self.form, self.dtype, self.left_out = mode, form, dtype, left_out
         self.hf: Any = model.engine.model
         self.probe = StreamProbe(model)
 
@@ -185,7 +191,7 @@ class _Baker:
             if self.mode == "add"
             else "ablation at every hook point and position",
         }
-        record = record_of(self.model.identity, self.vectors, fields)
+        record = record_of(self.model.identity, self.vectors, fields, left_out=self.left_out)
         _write_text(staging / "README.md", bake_card(record))
         record["files"] = sorted({path.name for path in staging.iterdir()} | {RECORD_NAME})
         _write_text(staging / RECORD_NAME, json.dumps(record, indent=1, ensure_ascii=False))

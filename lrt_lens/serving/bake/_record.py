@@ -44,9 +44,11 @@ def vector_fields(vector: SteeringVector) -> dict[str, Any]:
     }
 
 
-def position_fields(vectors: Sequence[SteeringVector]) -> dict[str, Any]:
-    """Return which positions a bake and the hooks steer, and at which they differ."""
-    most = max(vector.skip_first for vector in vectors)
+def position_fields(most: int) -> dict[str, Any]:
+    """Return which positions a bake and the hooks steer, and at which they differ.
+
+    ``most`` is the number of first positions that the hooks leave out.
+    """
     return {
         "bake": "all positions, special tokens and padding included",
         "hook": f"all positions but the first {most}" if most else "all positions",
@@ -55,14 +57,18 @@ def position_fields(vectors: Sequence[SteeringVector]) -> dict[str, Any]:
 
 
 def record_of(
-    model: ModelIdentity, vectors: Sequence[SteeringVector], fields: dict[str, Any]
+    model: ModelIdentity,
+    vectors: Sequence[SteeringVector],
+    fields: dict[str, Any],
+    *,
+    left_out: int,
 ) -> dict[str, Any]:
-    """Return the record of a bake."""
+    """Return the record of a bake; the hooks leave out the first ``left_out`` positions."""
     return {
         "schema_version": BAKE_SCHEMA,
         "model": asdict(model),
         "vectors": [vector_fields(vector) for vector in vectors],
-        "positions": position_fields(vectors),
+        "positions": position_fields(left_out),
         **fields,
         "versions": {name: version(name) for name in ("lrt-lens", "torch", "transformers")},
     }
@@ -90,7 +96,8 @@ def refuse_other_folder(folder: Path) -> list[str]:
             f"{str(folder)!r} holds {others[0]!r} and {len(others) - 1} other file(s) that no bake"
             " has written; expected a new or empty folder, or an earlier bake: choose another one"
         )
-    return known
+    # The list is text of a file: nothing outside of the folder may be removed by it.
+    return sorted(set(entries) & {str(name) for name in known})
 
 
 def bake_card(record: dict[str, Any]) -> str:

@@ -23,13 +23,17 @@ from typing import Any
 
 import numpy as np
 
+from lrt_lens._stored_fields import as_damage
+from lrt_lens.adapters.vectors._served_file import kind_of
 from lrt_lens.errors import FileFormatError
+from lrt_lens.serving.formats._gguf import ARCHITECTURE
 
 _FLASH, _TYPE_K, _TYPE_V = (52, -1, 0), (104, 1, 0), (108, 1, 0)
 """Offset, default and wanted value of parameters: no flash attention, a cache in float32."""
 _LOAD = "_Z26common_control_vector_loadRKSt6vectorI31common_control_vector_load_infoSaIS0_EE"
 """``common_control_vector_load``, by which llama-cli and llama-server read files."""
 _EXTRA = "pip install 'lrt-lens[llama-cpp]'"
+_CONVERT = "convert_hf_to_gguf.py of llama.cpp writes one from a Hugging Face folder"
 
 
 class _Opaque(ctypes.Structure):
@@ -75,17 +79,19 @@ class LlamaCpp:
 
     Raises:
         ImportError: ``xllamacpp`` is not installed; the message says how.
-        FileFormatError: llama.cpp cannot load the model.
+        FileFormatError: there is no such file, or it is none that llama.cpp loads as a model; the
+            message says what it is.
         RuntimeError: the version of llama.cpp is another one than the offsets were checked for.
     """
 
     def __init__(self, model: str | Path, *, n_threads: int = 1) -> None:
         self._library, self._package = _library(), version("xllamacpp")
+        _refuse_no_model(Path(model))
         self._model = self._library.llama_model_load_from_file(
             os.fsencode(model), self._library.llama_model_default_params()
         )
         if not self._model:
-            raise FileFormatError(f"llama.cpp cannot load the model {str(model)!r}")
+            raise _unloadable(Path(model), self._package)
         parameters = self._library.llama_context_default_params()
         for offset, default, wanted in (_FLASH, _TYPE_K, _TYPE_V):
             value = ctypes.cast(ctypes.byref(parameters, offset), ctypes.POINTER(ctypes.c_int32))
@@ -187,6 +193,41 @@ class LlamaCpp:
             return result.n_embd, np.zeros(0, np.float32)
         numbers = ctypes.cast(begin, ctypes.POINTER(ctypes.c_float))
         return result.n_embd, np.ctypeslib.as_array(numbers, (n,)).copy()
+
+
+def _refuse_no_model(path: Path) -> None:
+    """Raise `FileFormatError` if a file cannot be a model of llama.cpp."""
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise FileFormatError(f"{str(path)!r} {what}; expected a model in a GGUF file: {_CONVERT}")
+    kind = kind_of(path)
+    if kind != "gguf":
+        raise FileFormatError(
+            f"{str(path)!r} is a file of {kind or 'an unknown kind'}; expected a model in a GGUF"
+            f" file: {_CONVERT}"
+        )
+
+
+def _unloadable(path: Path, package: str) -> FileFormatError:
+    """Return the error for a GGUF file that llama.cpp does not load, by what it is."""
+    import gguf
+
+    try:
+        # The reader raises errors of many kinds for files that are cut.
+        with as_damage(path):
+            field: Any = gguf.GGUFReader(path).fields.get("general.architecture")
+    except FileFormatError as error:
+        return FileFormatError(f"llama.cpp cannot load the model: {error}")
+    architecture = None if field is None else field.contents()
+    if architecture == ARCHITECTURE:
+        return FileFormatError(
+            f"{str(path)!r} is a control vector; expected the model that it steers:"
+            f" LlamaCpp(MODEL), and check_export({str(path)!r}, model, engine=…)"
+        )
+    return FileFormatError(
+        f"llama.cpp cannot load the model {str(path)!r} of architecture {architecture!r}: it is"
+        f" incomplete, or the llama.cpp of xllamacpp {package} does not know it; {_CONVERT}"
+    )
 
 
 def _library() -> Any:

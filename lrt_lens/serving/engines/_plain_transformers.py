@@ -23,9 +23,10 @@ from lrt_lens.errors import FileFormatError
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._ownership import entering
 from lrt_lens.serving._formats import FORMATS
-from lrt_lens.serving._import import format_of
+from lrt_lens.serving._import import served_format
 from lrt_lens.serving.formats._content import ServedVectors
-from lrt_lens.serving.formats._script import SCRIPT_NAME, read_script, script
+from lrt_lens.serving.formats._record import SCRIPT_NAME
+from lrt_lens.serving.formats._script import read_script, script
 
 
 class RuleEngine:
@@ -44,7 +45,7 @@ class RuleEngine:
     @property
     def name(self) -> str:
         """Name of the engine, as certificates show it."""
-        return "plain transformers, by the rule of the format"
+        return "the rule of the format in plain transformers"
 
     @property
     def version(self) -> str:
@@ -68,7 +69,7 @@ class RuleEngine:
 
     @contextmanager
     def _steered(self, path: Path) -> Iterator[None]:
-        name = format_of(path)
+        name = served_format(path)
         if name == "transformers":
             handles = _run_script(path)(self._model)
         else:
@@ -110,7 +111,11 @@ def _run_script(folder: Path) -> Callable[[Any], list[Any]]:
         FileFormatError: the script is not the one that this package writes.
     """
     path = folder / SCRIPT_NAME
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if not path.is_file():
+        raise FileFormatError(
+            f"{str(folder)!r} lacks {SCRIPT_NAME}, the script that steers; export again"
+        )
+    text = path.read_text(encoding="utf-8")
     # Only a text that this package would write itself is run.
     if text != script(read_script(folder)):
         raise FileFormatError(

@@ -42,6 +42,8 @@ class ServedVectors:
     """Facts that we wrote about the vectors; empty for a file of another program."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """Values of the format that none of the fields above holds, which are written again."""
+    is_changed: bool = False
+    """True if the file is not what was exported any more; ``record`` is then empty."""
 
     @property
     def width(self) -> int:

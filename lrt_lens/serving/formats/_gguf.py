@@ -9,6 +9,9 @@ GLP adds keys to the same file: the mode, a default strength, and further direct
     write_control_vector(served, path)
     read_control_vector(path)
 
+Our own files hold the record of the export and a checksum of all their numbers and keys. The record
+of a file that was changed since is not returned.
+
 Limits: llama.cpp reads float32 only, and so does this module.
 """
 
@@ -24,7 +27,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrt_lens._stored_fields import as_damage, json_object
+from lrt_lens._stored_fields import as_damage, json_checksum, json_object
+from lrt_lens._tensor_files import data_checksum
 from lrt_lens.errors import FileFormatError
 from lrt_lens.serving.formats._content import ServedVectors
 
@@ -34,6 +38,8 @@ _OURS = "lrt_lens."
 """Start of our own keys."""
 _RECORD = "lrt_lens.record"
 """Key of our own record, as JSON."""
+_CHECKSUM = "lrt_lens.checksum"
+"""Key of our checksum of all tensors and all other keys; earlier versions wrote none."""
 _TENSOR = re.compile(r"direction\.(\d{1,9})(?:\.(\d{1,9}))?")
 _MODES = {"add": "add", "ablate": "project"}
 """Modes of GLP by ours."""
@@ -119,6 +125,8 @@ def read_control_vector(path: Path) -> ServedVectors:
     if any(len(found) > 1 for found in rows.values()):
         _refuse_subspace(path, keys, rows)
     record = json_object(path, keys[_RECORD], "its record") if _RECORD in keys else {}
+    arrays = {tensor.name: tensor.data for tensor in tensors}
+    is_changed = _CHECKSUM in keys and keys[_CHECKSUM] != _checksum(keys, arrays)
     facts = {
         key: value
         for key, value in keys.items()
@@ -131,8 +139,9 @@ def read_control_vector(path: Path) -> ServedVectors:
         mode=mode,
         scale=scale,
         model_type=str(keys.get(f"{ARCHITECTURE}.model_hint") or ""),
-        record=record,
+        record={} if is_changed else record,
         facts=facts,
+        is_changed=is_changed,
     )
 
 
@@ -250,18 +259,42 @@ def _write(
         for key, value in served.facts.items()
         if is_glp_file or not key.startswith("glp.")
     }
-    for key, value in (stored | known | keys).items():
-        _put(writer, key, value)
+    written = stored | known | keys
+    arrays = {name: _array(direction) for name, direction in directions.items()}
     if served.record:
-        writer.add_string(_RECORD, json.dumps(served.record))
-        for key, value in _facts(served.record).items():
-            writer.add_string(f"{_OURS}{key}", value)
-    for name, direction in directions.items():
-        writer.add_tensor(name, _array(direction))
+        facts = {f"{_OURS}{key}": value for key, value in _facts(served.record).items()}
+        written |= {_RECORD: json.dumps(served.record)} | facts
+        whole = {"general.architecture": ARCHITECTURE} | written
+        written[_CHECKSUM] = _checksum(whole, arrays)
+    for key, value in written.items():
+        _put(writer, key, value)
+    for name, array in arrays.items():
+        writer.add_tensor(name, array)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def _checksum(keys: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
+    """Return a hash of all tensors and keys of a file, in hexadecimal.
+
+    Keys are taken as they are read: numbers in the precision of the file, without those that the
+    reader adds.
+    """
+    read = {
+        # GGUF holds numbers with a fraction in float32.
+        key: float(np.float32(value)) if isinstance(value, float) else value
+        for key, value in keys.items()
+        if key != _CHECKSUM and not key.startswith("GGUF.")
+    }
+    plain = {
+        key: value.item() if isinstance(value, np.generic) else value
+        for key, value in read.items()
+        if isinstance(value, str | int | float | bool | np.generic)
+    }
+    tensors = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+    return json_checksum([plain, data_checksum(tensors)])
 
 
 def _facts(record: Mapping[str, Any]) -> dict[str, str]:

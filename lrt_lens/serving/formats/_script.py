@@ -24,9 +24,10 @@ from lrt_lens._tensor_files import read_tensor_file, write_tensors
 from lrt_lens.adapters.vectors._steering_hook import Mode
 from lrt_lens.errors import FileFormatError
 from lrt_lens.serving.formats._content import ServedVectors
+from lrt_lens.serving.formats._record import RECORD_NAME, SCRIPT_NAME, record_text
 
-SCRIPT_NAME, TENSORS_NAME, RECORD_NAME = "steer.py", "directions.safetensors", "export.json"
-"""Names of the files in the folder."""
+TENSORS_NAME = "directions.safetensors"
+"""Name of the file of the directions in the folder."""
 _NAME = re.compile(r"[\w./@+ -]{1,200}")
 """Names of models that are written into the script."""
 _BLOCKS = re.compile(r"[\w.]{0,200}")
@@ -165,8 +166,7 @@ def write_script(served: ServedVectors, folder: Path) -> None:
         metadata = {"schema_version": SCRIPT_SCHEMA, "served": json.dumps(content)}
         write_tensors(staging / TENSORS_NAME, tensors, metadata)
         (staging / SCRIPT_NAME).write_text(script(served), encoding="utf-8")
-        record = json.dumps(served.record, indent=1)
-        (staging / RECORD_NAME).write_text(record, encoding="utf-8")
+        (staging / RECORD_NAME).write_text(record_text(served.record), encoding="utf-8")
 
     write_folder(folder, write, last=SCRIPT_NAME)
 

@@ -13,6 +13,7 @@ Limits: attention heads (``head_index``) and other layer types have no place her
 
 import pickle  # noqa: TID251 (the class of an error)
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,11 @@ def read_torch_file(path: Path) -> dict[Any, Any]:
         FileFormatError: the file is damaged, holds other objects than tensors and plain values, or
             is no dictionary.
     """
+    if _is_npz(path):
+        raise FileFormatError(
+            f"{str(path)!r} is an archive of arrays of numpy (.npz), which is not read; save the"
+            " direction alone, numpy.save('direction.npy', array)"
+        )
     try:
         # With weights_only=True, no code of the file runs.
         content = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251
@@ -172,6 +178,16 @@ def read_torch_file(path: Path) -> dict[Any, Any]:
             " vectors by layer"
         )
     return content
+
+
+def _is_npz(path: Path) -> bool:
+    """Return whether a file is an archive as ``numpy.savez`` writes it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (OSError, ValueError, zipfile.BadZipFile):  # older files of torch, and damaged ones
+        return False
+    return bool(names) and all(name.endswith(".npy") for name in names)
 
 
 def direction_of(path: Path, name: str, value: Any) -> Tensor:

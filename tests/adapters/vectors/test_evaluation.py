@@ -1,6 +1,7 @@
 """Steering evaluation on a pair for which the result is known: a model and itself."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -280,6 +281,17 @@ def test_senseless_arguments_are_refused_before_any_work(
             evaluate_steering(
                 twins, stitch, vector, ITEMS, **{"neutral": corpus[:4], "progress": False} | options
             )  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("option", ["n_permuted", "n_contrast_groups"])
+def test_options_of_arms_that_need_contrast_texts_are_refused_without_them(
+    twins: ModelPair, stitch: Stitch, corpus: list[str], option: str
+) -> None:
+    learnt = SteeringVector.mean_difference(twins.source, CONTRAST, at=1)
+    vector = replace(learnt, contrast_set=None)
+    options: dict[str, Any] = {"neutral": corpus[:4], "progress": False, option: 3}
+    with pytest.raises(ValueError, match=f"{option} is 3, and the texts .* give contrast="):
+        evaluate_steering(twins, stitch, vector, ITEMS, **options)
 
 
 def test_a_negated_vector_is_compared_with_the_native_vector_of_the_opposite(

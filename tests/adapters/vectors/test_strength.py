@@ -98,6 +98,29 @@ def test_every_position_is_steered(model: Any, vector: SteeringVector) -> None:
     assert changed_positions(model, dict(from_start.hooks())) == list(range(8))
 
 
+def test_a_scale_is_applied_at_the_positions_for_which_it_was_calibrated(
+    model: Any, vector: SteeringVector
+) -> None:
+    every = calibrate_scale(model, vector, TEXTS, damage=0.05, positions="every").vector
+    first, all_of_them = list(range(4, 8)), list(range(8))
+    assert changed_positions(model, dict(every.hooks())) == all_of_them
+    tokens = torch.tensor([[7, 5, 9, 30, 41, 17, 8, 60]])
+    with every.apply(model):
+        ours = model.logits(tokens)
+    with vector.apply(model, scale=every.strength.scale, positions="every"):
+        torch.testing.assert_close(model.logits(tokens), ours, rtol=0, atol=0)
+    # Another scale or mode was not calibrated there, and positions that are given hold.
+    assert changed_positions(model, dict(every.hooks(scale=1.0))) == first
+    assert changed_positions(model, dict(every.hooks(mode="ablate"))) == first
+    assert changed_positions(model, dict(every.hooks(positions="all"))) == first
+    assert changed_positions(model, dict(every.hooks(positions="last"))) == [7]
+    ordinary = calibrate_scale(model, vector, TEXTS, damage=0.2).vector
+    assert changed_positions(model, dict(ordinary.hooks())) == first
+    assert changed_positions(model, dict(ordinary.hooks(positions="every"))) == all_of_them
+    last = replace(vector, strength=Strength(1.0, positions="last", skip_first=4))
+    assert changed_positions(model, dict(last.hooks())) == [7]
+
+
 def test_damage_counts_the_predictions_of_steered_positions(
     model: Any, vector: SteeringVector
 ) -> None:

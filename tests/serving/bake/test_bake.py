@@ -1,12 +1,12 @@
 """A baked folder computes, without this package, what a vector's hook computes."""
 
 import copy
-import dataclasses
 import json
 import logging
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lrt_lens.adapters.vectors import SteeringVector
+from lrt_lens.adapters.vectors import SteeringVector, Strength
 from lrt_lens.bundled import DEMO_FOLDER, demo_contrast
 from lrt_lens.errors import FileFormatError, HookPointError, MismatchError
 from lrt_lens.models import HookedModel
@@ -87,6 +87,22 @@ def test_baked_weights_compute_what_the_hook_computes(
     record = record_of(folder)
     assert changed in record["changes"]
     assert record["measured"]["largest_difference"] <= 1e-4
+
+
+def test_a_bake_of_a_strength_for_every_position_differs_from_the_hook_nowhere(
+    decoder: Load, tmp_path: Path
+) -> None:
+    model = decoder("gpt2")
+    strength = Strength(1.5, positions="every")
+    vector = replace(vector_at(model, POST), strength=strength, skip_first=4)
+    folder = bake_vector(vector, model, tmp_path / "baked")
+    assert record_of(folder)["positions"]["differ"] == []
+    rows = rows_of(model)
+    with vector.apply(model):
+        hooked = model.logits(rows)
+    assert largest_difference(plain_logits(folder, rows), hooked) <= 1e-4
+    other = bake_vector(vector, model, tmp_path / "other", scale=2.0)
+    assert record_of(other)["positions"]["differ"] == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("name", ["mixtral", "mpt", "deepseek_v3", "apertus"])
@@ -188,7 +204,7 @@ def test_positions_that_only_the_bake_steers_are_named(
 ) -> None:
     model = decoder("llama")
     fields: dict[str, Any] = {"skip_first": 4, "name": "mood", "transferred_by": "stitch"}
-    vector = dataclasses.replace(vector_at(model, POST), **fields)
+    vector = replace(vector_at(model, POST), **fields)
     with caplog.at_level(logging.WARNING, "lrt_lens.serving"):
         folder = bake_vector(vector, model, tmp_path / "baked", scale=1.5)
     assert "leaves out positions 0 to 3" in caplog.text
@@ -200,7 +216,7 @@ def test_positions_that_only_the_bake_steers_are_named(
     assert "transferred from another model by a stitch" in card
     # The hook of this vector does something else there, and only there.
     rows = rows_of(model)
-    streams = [vector.hook_at(1.5), dataclasses.replace(vector, skip_first=0).hook_at(1.5)]
+    streams = [vector.hook_at(1.5), replace(vector, skip_first=0).hook_at(1.5)]
     with model.intervene({POST: streams[0]}):
         hooked = model.capture(rows, POST)
     with model.intervene({POST: streams[1]}):
@@ -250,7 +266,7 @@ def test_a_checkpoint_in_bfloat16_that_runs_in_float32_is_written_in_bfloat16(
 
 
 def _of_any_model(vector: SteeringVector) -> SteeringVector:
-    return dataclasses.replace(vector, model=None)
+    return replace(vector, model=None)
 
 
 def _saved(
@@ -273,11 +289,15 @@ def test_an_earlier_bake_is_replaced_as_a_whole(decoder: Load, tmp_path: Path) -
     folder, model = tmp_path / "baked", decoder("gpt2")
     bake_vector(vector_at(model, POST), model, folder)
     # As if it had been larger.
-    record = record_of(folder) | {"files": [*record_of(folder)["files"], "old.safetensors"]}
+    own = tmp_path / "mine.txt"
+    own.write_text("mine")
+    more = ["old.safetensors", "../mine.txt", str(own)]
+    record = record_of(folder) | {"files": [*record_of(folder)["files"], *more]}
     (folder / RECORD).write_text(json.dumps(record))
     (folder / "old.safetensors").write_text("")
     bake_vector(vector_at(decoder("llama"), POST), decoder("llama"), folder)
     assert not (folder / "old.safetensors").exists()
+    assert own.read_text() == "mine", "a record of somebody else names it"
     assert record_of(folder)["architecture"]["to"] == "LlamaForCausalLM"
 
 

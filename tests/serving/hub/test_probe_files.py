@@ -188,6 +188,23 @@ def test_a_pickle_is_refused_with_the_alternative(probe: LinearProbe, tmp_path: 
 # ---------------------------------------------------------------------------------------- refusals
 
 
+@pytest.mark.parametrize("name", ["probe.json", "probe.safetensors"])
+def test_files_of_others_are_not_overwritten(probe: LinearProbe, tmp_path: Path, name: str) -> None:
+    own = tmp_path / name
+    own.write_text('{"threshold": 0.5}')
+    with pytest.raises(FileExistsError, match=f"{name}' exists and is no exported probe"):
+        probe.export(tmp_path)
+    assert own.read_text() == '{"threshold": 0.5}'
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    own.unlink()
+    # An earlier export and a saved probe are replaced, and other files stay.
+    (tmp_path / "notes.txt").write_text("mine")
+    probe.save(tmp_path / "probe.safetensors")
+    for _ in range(2):
+        probe.export(tmp_path)
+    assert {"notes.txt", "probe.json"} <= {path.name for path in tmp_path.iterdir()}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
