@@ -24,6 +24,7 @@ ORDER = (
     "_refusals",
     "_terminal",
     "_numbers",
+    "_given_tensors",
     "_progress",
     "_settings",
     "_late",

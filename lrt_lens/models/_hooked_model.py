@@ -293,9 +293,9 @@ class HookedModel:
                     f"activations of {self.name!r} at {name!r} are NaN or infinite"
                     f" ({values.dtype}); load the model with dtype='bfloat16' or 'float32'"
                 )
-        if isinstance(hooks, int) or (
-            isinstance(hooks, str) and hooks not in ("all", "proportional")
-        ):
+        is_name = isinstance(hooks, str) and hooks not in ("all", "proportional")
+        # A number of numpy is no int, but the number of a block too.
+        if is_name or hasattr(hooks, "__index__"):
             return activations[names[0]]
         return activations
 
