@@ -30,6 +30,7 @@ ORDER = (
     "_late",
     "_byte_sizes",
     "_repr_html",
+    "_short_repr",
     "_files",
     "_folders",
     "_hub",

@@ -12,7 +12,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from lrt_lens.figures._plotly import go, make_subplots
-from lrt_lens.figures._template import DOTTED, HIGHLIGHT, ArmStyle, panel, short_hook, use_template
+from lrt_lens.figures._template import (
+    DOTTED,
+    HIGHLIGHT,
+    ArmStyle,
+    panel,
+    short_hook,
+    use_template,
+    with_counts,
+)
 
 _SIDES = ("source", "target")
 """Names of the two ends, as prefixes of columns."""
@@ -61,13 +69,16 @@ def stitch_figure(scores: Mapping[str, Any]) -> "go.Figure":
     figure.add_vline(x=0, line=DOTTED)
     figure.update_yaxes(type="category", autorange="reversed")
     subtitle = "R² of predicted states on test documents"
-    return figure.update_layout(
+    figure.update_layout(
         template=use_template(),
         title={"text": "Variance explained by the stitch", "subtitle": {"text": subtitle}},
         height=320,
         margin={"t": 80},
         legend={"y": -0.45, "traceorder": "reversed"},
     )
+    n_tokens = scores.get("n_tokens")
+    known = isinstance(n_tokens, int | float) and n_tokens == n_tokens
+    return with_counts(figure, {"fitting tokens": int(n_tokens) if known else None})
 
 
 def _points(points: dict[str, float], name: str) -> "go.Scatter":

@@ -205,6 +205,35 @@ def categories(labels: list[str]) -> dict[str, Any]:
     }
 
 
+def count_range(table: pd.DataFrame, column: str) -> tuple[int, int] | None:
+    """Return the smallest and the largest count in a column; None if there is none."""
+    counts = table[column].dropna() if column in table.columns else pd.Series(dtype=float)
+    return None if counts.empty else (int(counts.min()), int(counts.max()))
+
+
+def with_counts(
+    figure: "go.Figure", counts: Mapping[str, int | tuple[int, int] | None]
+) -> "go.Figure":
+    """Return the figure with how many of what was measured behind its title.
+
+    Args:
+        figure: a figure with a title.
+        counts: number by unit, such as ``{"items": 240}``, or the smallest and the largest number;
+            None and 0 are unknown and left out.
+    """
+    known = [f"{_whole(count)} {unit}" for unit, count in counts.items() if _whole(count)]
+    if known:
+        figure.update_layout(title_text=f"{figure.layout.title.text}, n = {', '.join(known)}")
+    return figure
+
+
+def _whole(count: int | tuple[int, int] | None) -> str:
+    """Return a count, or a range of counts, as text; empty if it is unknown."""
+    ends = count if isinstance(count, tuple) else (count, count)
+    texts = dict.fromkeys(f"{end:,}" for end in ends if end)
+    return "–".join(texts)
+
+
 def use_template() -> str:
     """Register the template with plotly, if it is not yet there, and return its name."""
     import plotly.io as pio

@@ -31,6 +31,7 @@ import pandas as pd
 
 from lrt_lens._late import implementation
 from lrt_lens._repr_html import card, facts, note
+from lrt_lens._short_repr import ShortRepr
 from lrt_lens.errors import HookPointError, MismatchError
 from lrt_lens.figures._steering import grid_figure
 from lrt_lens.models._belonging import map_ends, refuse_other_map
@@ -77,8 +78,8 @@ COLUMNS = (
 """Columns of ``grid.scores``; ``exact`` is False for hook pairs that were only surveyed."""
 
 
-@dataclass(frozen=True)
-class StitchGrid:
+@dataclass(frozen=True, repr=False)
+class StitchGrid(ShortRepr):
     """Scores of every hook pair; its maps are fitted on request."""
 
     moments: CrossMoments
@@ -266,8 +267,14 @@ class StitchGrid:
     def __len__(self) -> int:
         return len(self.scores)
 
-    def figure(self, value: str = "r2", *, chosen: HookPair | None = None) -> Any:
-        """Return a plotly heat map of a score over all hook pairs, next to that of its null."""
+    def figure(self, value: str | None = None, *, chosen: HookPair | None = None) -> Any:
+        """Return a plotly heat map of a score over all hook pairs, next to that of its null.
+
+        Args:
+            value: column of `scores`; None: ``gain_cv``, by which `best` chooses, if it is known,
+                else ``r2_uniform_cv``.
+            chosen: hook pair to outline.
+        """
         return grid_figure(self.scores, value=value, chosen=chosen)
 
     def _repr_html_(self) -> str:
