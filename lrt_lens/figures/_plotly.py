@@ -4,7 +4,8 @@ Problem: results offer `.figure()`, so their modules import the modules of figur
 about half a second to import and is not needed to compute. Mechanism: `go` stands for
 `plotly.graph_objects` and `make_subplots` for the function of that name; both import plotly when
 they are used. Their figures are those of `lrt_lens.figures._notebook_figure`, which survive the
-conversion of a notebook.
+conversion of a notebook. `graph_objects` is plotly's own, for the types of parameters that take any
+figure.
 
     from lrt_lens.figures._plotly import go, make_subplots
 
@@ -22,6 +23,7 @@ from lrt_lens.figures._notebook_figure import InNotebooks
 # Type checkers see plotly itself; at run time each name imports it when it is used.
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+    import plotly.graph_objects as graph_objects
     from plotly.subplots import make_subplots
 else:
 
@@ -29,13 +31,17 @@ else:
         """Stand-in for `plotly.graph_objects`, which is imported when a name is used."""
 
         def __getattr__(self, name: str) -> Any:
-            if name == "Figure":
-                return _figure_class()
             import plotly.graph_objects
 
             return getattr(plotly.graph_objects, name)
 
-    go = _GraphObjects()
+    class _OurGraphObjects(_GraphObjects):
+        """Stand-in that gives our figures for plotly's."""
+
+        def __getattr__(self, name: str) -> Any:
+            return _figure_class() if name == "Figure" else super().__getattr__(name)
+
+    go, graph_objects = _OurGraphObjects(), _GraphObjects()
 
     def make_subplots(**options: Any) -> Any:
         """Return `plotly.subplots.make_subplots(**options)`: an empty figure of several panels."""
@@ -61,4 +67,4 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-__all__ = ["go", "make_subplots"]
+__all__ = ["go", "graph_objects", "make_subplots"]

@@ -76,9 +76,9 @@ def stitch_figure(scores: Mapping[str, Any]) -> "go.Figure":
         margin={"t": 80},
         legend={"y": -0.45, "traceorder": "reversed"},
     )
-    n_tokens = scores.get("n_tokens")
-    known = isinstance(n_tokens, int | float) and n_tokens == n_tokens
-    return with_counts(figure, {"fitting tokens": int(n_tokens) if known else None})
+    n_tokens = scores.get("n_tokens") or 0
+    # A grid without a number has NaN, which is not equal to itself.
+    return with_counts(figure, {"fitting tokens": int(n_tokens) if n_tokens == n_tokens else None})
 
 
 def _points(points: dict[str, float], name: str) -> "go.Scatter":

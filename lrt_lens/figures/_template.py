@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from lrt_lens.figures._plotly import go
+from lrt_lens.figures._plotly import go, graph_objects
 from lrt_lens.models._hook_points import short_hook as short_hook  # figures label axes with it
 
 if TYPE_CHECKING:
@@ -207,13 +207,14 @@ def categories(labels: list[str]) -> dict[str, Any]:
 
 def count_range(table: pd.DataFrame, column: str) -> tuple[int, int] | None:
     """Return the smallest and the largest count in a column; None if there is none."""
-    counts = table[column].dropna() if column in table.columns else pd.Series(dtype=float)
-    return None if counts.empty else (int(counts.min()), int(counts.max()))
+    values = table[column].tolist() if column in table.columns else []
+    counts = [int(n) for n in values if n == n]  # NaN is not equal to itself
+    return (min(counts), max(counts)) if counts else None
 
 
 def with_counts(
-    figure: "go.Figure", counts: Mapping[str, int | tuple[int, int] | None]
-) -> "go.Figure":
+    figure: "graph_objects.Figure", counts: Mapping[str, int | tuple[int, int] | None]
+) -> "graph_objects.Figure":
     """Return the figure with how many of what was measured behind its title.
 
     Args:

@@ -17,7 +17,14 @@ from lrt_lens.figures._steering import (
     grid_figure,
     steering_figure,
 )
-from lrt_lens.figures._template import ARM_STYLES, NEUTRAL, hook_order, ordered_arms
+from lrt_lens.figures._template import (
+    ARM_STYLES,
+    NEUTRAL,
+    count_range,
+    hook_order,
+    ordered_arms,
+    with_counts,
+)
 from lrt_lens.models import short_hook
 from lrt_lens.stitching._pair_table import heat_of_pairs
 
@@ -212,6 +219,16 @@ def test_the_title_of_a_grid_says_how_many_tokens_fitted_it() -> None:
     assert "n = 20,000–84,000 fitting tokens" in _layout(grid_figure(surveyed))["title"]["text"]
     unknown = _scores().drop(columns="n_tokens")
     assert "n =" not in _layout(grid_figure(unknown))["title"]["text"]
+
+
+def test_counts_stand_behind_a_title_and_unknown_ones_are_left_out() -> None:
+    figure = go.Figure(layout={"title": {"text": "Title", "subtitle": {"text": "below"}}})
+    with_counts(figure, {"items": 1200, "texts": None, "tokens": (5, 5), "rows": 0})
+    assert figure.layout.title.text == "Title, n = 1,200 items, 5 tokens"
+    assert figure.layout.title.subtitle.text == "below"
+    assert with_counts(go.Figure(layout_title="Title"), {"items": 0}).layout.title.text == "Title"
+    table = pd.DataFrame({"n": [3, math.nan, 1]})
+    assert (count_range(table, "n"), count_range(table, "m")) == ((1, 3), None)
 
 
 def test_arms_differ_in_print_without_colour() -> None:

@@ -166,6 +166,11 @@ def test_evaluate_steering_takes_unequal_lists(twins: ModelPair, stitch: Stitch)
     summary = result.summary.set_index("arm")
     assert {"native", "transferred", "permuted"} <= set(summary.index)
     assert "contrast pairs" in str(summary.loc["transferred"].to_dict())
+    counts = f"n = {result.n_items} items, {result.n_texts} neutral texts"
+    for kind in ("summary", "curves", "damage"):
+        assert result.figure(kind).layout.title.text.endswith(counts)
+    assert 0 < result.n_items < len(ITEMS)
+    assert 0 < result.n_texts <= 15
 
 
 @pytest.mark.parametrize("method", ["mean_difference", "lda"])
