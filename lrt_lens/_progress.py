@@ -20,6 +20,7 @@ from typing import Any
 from tqdm import auto
 from tqdm import tqdm as plain_tqdm
 
+from lrt_lens._log_stream import is_log
 from lrt_lens._messages import printable
 
 LOG_SECONDS = 30.0
@@ -68,12 +69,6 @@ class _LogBar(plain_tqdm):
         """Write the last state, if the bar stays."""
         self.lines.is_last = True
         super().close()
-
-
-def is_log() -> bool:
-    """Return whether what is written to stderr is neither on a terminal nor in a notebook."""
-    is_notebook = any("notebook" in kind.__module__ for kind in auto.tqdm.__mro__)
-    return not is_notebook and (sys.stderr is None or not sys.stderr.isatty())
 
 
 def tqdm(*items: Any, desc: str | None = None, disable: bool = False, **options: Any) -> Any:

@@ -25,6 +25,7 @@ ORDER = (
     "_terminal",
     "_numbers",
     "_given_tensors",
+    "_log_stream",
     "_progress",
     "_settings",
     "_late",

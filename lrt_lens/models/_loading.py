@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import torch
 
-from lrt_lens._progress import is_log
+from lrt_lens._log_stream import is_log
 from lrt_lens.models._tokenizer_copy import tokenizer_copy
 
 logger = logging.getLogger(__name__)
