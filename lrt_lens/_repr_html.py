@@ -11,7 +11,8 @@ Example:
     card("Stitch", facts({"source": "blocks.2.hook_resid_post", "R²": 0.62}), table(grid.scores))
 
 Limits: a long table is cut after `MAX_ROWS` rows, and a note gives the number of all rows. The
-object's `pandas.DataFrame` has them all.
+object's `pandas.DataFrame` has them all. A table that is wider than most pages has a note which
+says that it scrolls, because many systems hide scroll bars; the width is estimated from the texts.
 """
 
 import re
@@ -41,6 +42,10 @@ _DARKEST = 35
 Its contrast with the text is 8.6 for black text and 5.9 for white text.
 """
 _CLEAR = "background:transparent"
+_WIDE = 120
+"""Characters of a row, with `_GAP` per column, from which on a table may not fit its page."""
+_GAP = 2
+"""Characters that the space between two columns is wide."""
 
 
 def names_in_tables(source: str, target: str) -> tuple[str, str]:
@@ -89,18 +94,20 @@ def table(frame: pd.DataFrame, *, digits: int = 3, max_rows: int = MAX_ROWS) -> 
     head = "".join(
         _head(name, right=right) for (name, _), right in zip(columns, numeric, strict=True)
     )
+    texts = [
+        [_text([row[i] for i in cells], digits) for _, cells in columns]
+        for row in frame.head(max_rows).itertuples(index=False, name=None)
+    ]
     rows = "".join(
         f'<tr style="{_CLEAR};border-top:{_LINE}">'
-        + "".join(
-            _cell(_text([row[i] for i in cells], digits), right=right)
-            for (_, cells), right in zip(columns, numeric, strict=True)
-        )
+        + "".join(_cell(text, right=right) for text, right in zip(row, numeric, strict=True))
         + "</tr>"
-        for row in frame.head(max_rows).itertuples(index=False, name=None)
+        for row in texts
     )
     # A cut table looks complete, so a note gives the number of all rows.
     cut = f"{max_rows} of {len(frame)} rows." if len(frame) > max_rows else ""
-    return _with_head(head, rows) + note(cut)
+    widths = _widths([[name for name, _ in columns], *texts])
+    return _scroll_note(widths) + _with_head(head, rows) + note(cut)
 
 
 def heat_table(frame: pd.DataFrame, *, corner: str = "", digits: int = 2) -> str:
@@ -119,7 +126,9 @@ def heat_table(frame: pd.DataFrame, *, corner: str = "", digits: int = 2) -> str
         + "</tr>"
         for name, row in zip(frame.index, values.tolist(), strict=True)
     )
-    return _with_head(head, rows)
+    names = [corner, *map(str, frame.columns)]
+    number = f"-0.{'0' * digits}"
+    return _scroll_note(_widths([names, [number] * len(names)])) + _with_head(head, rows)
 
 
 def format_value(value: object, *, digits: int = 3) -> str:
@@ -142,6 +151,18 @@ def format_value(value: object, *, digits: int = 3) -> str:
 
 
 # --------------------------------------------------------------------------------------- parts
+
+
+def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
+    """Return the width of each column in characters, from the texts of all rows."""
+    return [max(map(len, column)) for column in zip(*rows, strict=True)]
+
+
+def _scroll_note(widths: Sequence[int]) -> str:
+    """Return a note above a table of columns so wide that it may scroll; else nothing."""
+    if sum(width + _GAP for width in widths) <= _WIDE:
+        return ""
+    return note(f"← {len(widths)} columns: if some are cut off, scroll the table sideways →")
 
 
 def _fixed(number: float, digits: int) -> str:

@@ -6,6 +6,7 @@ aliases with jaxtyping and beartype; at run time they cost nothing.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -24,6 +25,9 @@ Direction = Float[Tensor, " d_model"]
 """Direction in the residual stream, [d_model]."""
 Square = Float[Tensor, "d d"]
 """Second moments at one hook point, [d, d]."""
+
+ArrayLike = Any
+"""Numbers of a user: a tensor, an array of numpy or a list, see `lrt_lens._given_tensors`."""
 
 HookFunction = Callable[..., Tensor | None]
 """A hook: TransformerLens calls ``fn(activation, hook=...)``.

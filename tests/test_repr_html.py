@@ -115,6 +115,17 @@ def test_a_long_table_is_cut_and_says_so() -> None:
     assert "rows" not in table(pd.DataFrame({"x": range(MAX_ROWS)}))
 
 
+def test_a_table_that_may_not_fit_says_that_it_scrolls() -> None:
+    wide = pd.DataFrame({f"a long column {i}": [0.5] for i in range(10)})
+    for shown in (table(wide), heat_table(wide)):
+        assert "scroll the table sideways" in shown
+        assert shown.index("scroll") < shown.index("<table"), "above it, where it is read"
+    for narrow in (table(wide.iloc[:, :4]), heat_table(wide.iloc[:, :4]), table(pd.DataFrame())):
+        assert "scroll the table" not in narrow
+    # Long texts make a table wide too.
+    assert "scroll" in table(pd.DataFrame({"flag": ["a reason " * 15]}))
+
+
 def test_an_empty_table_has_its_heading() -> None:
     assert cells(table(pd.DataFrame({"arm": [], "x": []}))) == [["arm", "x"]]
 
@@ -272,9 +283,11 @@ def test_a_stitch_shows_both_ways_with_the_null_and_token_identity(
 
 
 def test_a_reversed_stitch_shows_what_is_known_of_it(grid: StitchGrid) -> None:
-    html = grid.best(source=1).reversed()._repr_html_()
-    assert "r2_null" not in re.findall(r"<th[^>]*>(\w+)</th>", html)
-    assert "r2_uniform_cv" in html
+    stitch = grid.best(source=1)
+    html = stitch.reversed()._repr_html_()
+    assert {"r2_null", "r2_uniform_cv"} <= set(re.findall(r"<th[^>]*>(\w+)</th>", html))
+    for score in ("r2_null", "r2_null_down"):
+        assert format_value(stitch.scores[score]) in html
 
 
 def test_a_vector_shows_its_size_and_origin(shown: dict[str, str], grid: StitchGrid) -> None:

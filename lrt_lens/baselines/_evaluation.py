@@ -55,6 +55,7 @@ from torch import Tensor
 from lrt_lens._progress import tqdm
 from lrt_lens._repr_html import card, note, table
 from lrt_lens._settings import Settings, resolve, takes
+from lrt_lens._short_repr import ShortRepr
 from lrt_lens.adapters.concepts._concept_map import contrast_sets
 from lrt_lens.adapters.probes._labels import class_numbers, label_list
 from lrt_lens.adapters.probes._linear_probe import LinearProbe, probe_through
@@ -73,6 +74,7 @@ from lrt_lens.data._contrast import ChoiceItems, ContrastSet
 from lrt_lens.data._parts import N_FOLDS, document_key, part_of
 from lrt_lens.errors import HookPointError
 from lrt_lens.figures._family_baselines import family_figure
+from lrt_lens.figures._template import with_counts
 from lrt_lens.models._belonging import refuse_other_models
 from lrt_lens.models._hook_points import EMBED, HookPair
 from lrt_lens.models._pair import ModelPair
@@ -94,8 +96,8 @@ CONTROLS = ("native", "token_identity", "random")
 """Rows of the summary that are no stitch."""
 
 
-@dataclass(frozen=True)
-class FamilyBaselines:
+@dataclass(frozen=True, repr=False)
+class FamilyBaselines(ShortRepr):
     """Prediction, steering and reading of every method, with their controls."""
 
     summary: pd.DataFrame
@@ -131,7 +133,8 @@ class FamilyBaselines:
 
     def figure(self) -> Any:
         """Return a plotly figure of prediction, steering and reading per method."""
-        return family_figure(self.summary)
+        counts = {"items": self.n_items, "test texts": self.n_test}
+        return with_counts(family_figure(self.summary), counts)
 
     def _repr_html_(self) -> str:
         about = (

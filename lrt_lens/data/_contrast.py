@@ -1,4 +1,17 @@
-"""Pairs of texts that differ in one concept, and prompts with two continuations to compare."""
+"""Texts that differ in one concept, and prompts with two continuations to compare.
+
+    ContrastSet(["I love it"] * 2, ["I hate it"] * 2)          # pairs
+    ContrastSet(praise, complaints, paired=False)              # two lists that share no order
+
+Problem: a direction can be learnt from texts that differ in nothing but a concept, pair by pair, or
+from two piles of texts of any size. Mechanism: the texts of a `ContrastSet` are pairs if both lists
+have one length, unless it is said that they are not. What needs no pairs (mean difference, LDA,
+permuted labels, groups for intervals, `choose_layers`) takes both kinds; what needs them refuses
+the other kind with the reason: the first principal component of differences within pairs, concept
+maps, and labels of the target combined with a vector.
+
+Limits: files with one row per pair are read as pairs.
+"""
 
 import hashlib
 import json
@@ -18,7 +31,7 @@ from lrt_lens.models._text_codec import column_list
 
 @dataclass(frozen=True)
 class ContrastSet:
-    """Pairs of texts that differ in one concept.
+    """Texts that differ in one concept: pairs, or two lists of any lengths.
 
     ``positive[i]`` shows the concept and ``negative[i]`` its opposite; the rest of both texts is as
     similar as possible.
@@ -27,12 +40,15 @@ class ContrastSet:
     positive: Sequence[str]
     negative: Sequence[str]
     name: str = "contrast"
+    paired: bool | None = None
+    """True if ``positive[i]`` belongs to ``negative[i]``. None: lists of one length are pairs."""
 
     def __post_init__(self) -> None:
         _as_lists(self, "positive", "negative")
-        _check_columns(
-            "contrast set", {"positive": self.positive, "negative": self.negative}, minimum=2
-        )
+        if self.paired is None:
+            object.__setattr__(self, "paired", len(self.positive) == len(self.negative))
+        columns = {"positive": self.positive, "negative": self.negative}
+        _check_columns("contrast set", columns, minimum=2, paired=bool(self.paired))
 
     @classmethod
     def from_file(cls, path: str | Path, *, name: str | None = None) -> "ContrastSet":
@@ -53,7 +69,17 @@ class ContrastSet:
         return cls.from_file(path, name=name)
 
     def __len__(self) -> int:
-        return len(self.positive)
+        """Return the number of pairs; of texts that are not paired, that of the shorter list."""
+        return min(len(self.positive), len(self.negative))
+
+    def refuse_unpaired(self, use: str) -> None:
+        """Raise ValueError if the texts are not pairs; ``use`` says what needs pairs, and why."""
+        if not self.paired:
+            raise ValueError(
+                f"contrast set {self.name!r} has {len(self.positive)} positive and "
+                f"{len(self.negative)} negative texts that are not pairs; {use}: give two lists of "
+                "one length in which positive[i] belongs to negative[i]"
+            )
 
     @property
     def texts(self) -> list[str]:
@@ -77,25 +103,51 @@ class ContrastSet:
         swap[np.random.default_rng(seed).permutation(n)[: n // 2]] = True
         return swap
 
+    @staticmethod
+    def exchanged_texts(
+        n_positive: int, n_negative: int, seed: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return which texts a permutation of labels exchanges if they are not paired, as bool.
+
+        As many of each side, so that the sides keep their lengths and the concept cancels out.
+        """
+        # With k exchanged, positive texts are (n₊ − k)/n₊ of the new positive side and k/n₋ of the
+        # new negative one: equal shares for k = n₊ n₋/(n₊ + n₋), half of the pairs for n₊ = n₋.
+        k = round(n_positive * n_negative / (n_positive + n_negative))
+        generator = np.random.default_rng(seed)
+        positive, negative = (np.zeros(n, dtype=bool) for n in (n_positive, n_negative))
+        for swap in (positive, negative):
+            swap[generator.permutation(len(swap))[:k]] = True
+        return positive, negative
+
     def permuted(self, seed: int = 0) -> "ContrastSet":
         """Return the set with both texts exchanged in a random half of the pairs, as a control.
 
-        Exactly half of the pairs (rounded down) are exchanged, so that the concept cancels out.
+        Exactly half of the pairs (rounded down) are exchanged, so that the concept cancels out. Of
+        texts that are not paired, as many of each side change sides (`exchanged_texts`).
         """
-        swap = self.exchanged_pairs(len(self), seed)
-        rows = [
-            (n, p) if exchange else (p, n)
-            for p, n, exchange in zip(self.positive, self.negative, swap, strict=True)
-        ]
-        return ContrastSet(
-            [p for p, _ in rows], [n for _, n in rows], name=f"{self.name} (permuted)"
-        )
+        if self.paired:
+            swaps = (self.exchanged_pairs(len(self), seed),) * 2
+        else:
+            swaps = self.exchanged_texts(len(self.positive), len(self.negative), seed)
+        sides = exchanged(self.positive, self.negative, *swaps)
+        return ContrastSet(*sides, name=f"{self.name} (permuted)", paired=self.paired)
 
     def split(self, share: float = 0.5, seed: int = 0) -> tuple["ContrastSet", "ContrastSet"]:
-        """Return two disjoint sets of pairs, the first with ``share`` of them."""
+        """Return two disjoint sets of pairs (of texts per side), the first with ``share`` of them.
+
+        Raises:
+            ValueError: a part would have fewer than two pairs, or texts of a side.
+        """
+        columns = (self.positive, self.negative)
         first, second = (
-            ContrastSet(_select(self.positive, part), _select(self.negative, part), name=self.name)
-            for part in _halves(len(self), share, seed)
+            ContrastSet(
+                *(_select(column, part) for column, part in zip(columns, parts, strict=True)),
+                name=self.name,
+                paired=self.paired,
+            )
+            # Lists of one length are divided alike, so that pairs stay together.
+            for parts in zip(*(_halves(len(one), share, seed) for one in columns), strict=True)
         )
         return first, second
 
@@ -180,6 +232,25 @@ def _plain(text: Any) -> Any:
     return without_surrogates(str(text)) if isinstance(text, str) else text
 
 
+def exchanged(
+    positive: Sequence[Any],
+    negative: Sequence[Any],
+    from_positive: np.ndarray,
+    from_negative: np.ndarray,
+) -> tuple[list[Any], list[Any]]:
+    """Return both sides after equally many entries have changed sides.
+
+    The i-th entry that leaves a side takes the place of the i-th that leaves the other, so that
+    entries of pairs that are exchanged stay pairs. ``from_positive`` and ``from_negative`` are
+    masks [entry] of bool.
+    """
+    new = (list(positive), list(negative))
+    places = (np.flatnonzero(from_positive).tolist(), np.flatnonzero(from_negative).tolist())
+    for i, j in zip(*places, strict=True):
+        new[0][i], new[1][j] = negative[j], positive[i]
+    return new
+
+
 def _halves(n: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     order = np.random.default_rng(seed).permutation(n)
     # At least one item on each side, also if the share rounds to 0 or to all.
@@ -211,12 +282,14 @@ def _columns(path: str | Path, names: tuple[str, ...]) -> list[list[str]]:
     return [[row[name] for _, row in rows] for name in names]
 
 
-def _check_columns(what: str, columns: dict[str, Sequence[str]], minimum: int) -> None:
+def _check_columns(
+    what: str, columns: dict[str, Sequence[str]], minimum: int, *, paired: bool = True
+) -> None:
     lengths = {name: len(texts) for name, texts in columns.items()}
-    if len(set(lengths.values())) > 1:
+    if paired and len(set(lengths.values())) > 1:
         raise ValueError(f"{what} does not pair up: {lengths}; give lists of one length")
-    if next(iter(lengths.values())) < minimum:
-        n_rows = next(iter(lengths.values()))
+    if min(lengths.values()) < minimum:
+        n_rows = min(lengths.values()) if paired else lengths
         raise ValueError(f"{what} holds {n_rows} row(s); give at least {minimum}")
     for name, texts in columns.items():
         for index, text in enumerate(texts):

@@ -3,7 +3,8 @@
 Problem: an R² of .6 means little unless one knows the R² of pairs of unrelated texts, or that of
 the token alone. Mechanism: two heat maps on one colour scale, the score on the left and a control
 on the right, each with a menu that selects the column; small grids show the numbers in the cells,
-all grids show them in the hover text.
+all grids show them in the hover text. Source hook points are rows and target hook points columns,
+as in the table of a notebook.
 
 Example:
     from lrt_lens.figures._grid import grid_figure
@@ -27,17 +28,19 @@ from lrt_lens.figures._template import (
     HEAT_SCALE,
     HIGHLIGHT,
     MENU_LOOKS,
+    count_range,
     hook_order,
     panel,
     require_columns,
     short_hook,
     use_template,
+    with_counts,
 )
 
 GRID_VALUES: dict[str, str] = {
+    "gain_cv": "gain over token identity,<br>cross-validated",
     "r2": "R², test fold",
     "r2_uniform": "R², test fold,<br>mean over dimensions",
-    "gain_cv": "gain over token identity,<br>cross-validated",
     "r2_cv": "R², cross-validated",
     "r2_uniform_cv": "R², cross-validated,<br>mean over dimensions",
     "cka": "CKA (no map)",
@@ -51,6 +54,8 @@ GRID_VALUES: dict[str, str] = {
 GRID_CONTROLS = ("r2_null", "r2_token", "r2_uniform_token")
 """Columns that the second panel of `grid_figure` can show."""
 
+_FIRST = ("gain_cv", "r2_uniform_cv", "r2")
+"""Columns that a figure opens on, the first that holds numbers."""
 _HOVER = ("r2", "r2_uniform", "r2_null", "r2_token", "n_tokens", "alpha")
 """Columns of the hover text."""
 _TEXT_LIMIT = 12
@@ -58,26 +63,29 @@ _TEXT_LIMIT = 12
 
 
 def grid_figure(
-    scores: pd.DataFrame, *, value: str = "r2", chosen: tuple[str, str] | None = None
+    scores: pd.DataFrame, *, value: str | None = None, chosen: tuple[str, str] | None = None
 ) -> "go.Figure":
     """Return two heat maps over hook pairs: the score of each pair, and its control.
 
-    The target hook point is the vertical axis, the source hook point the horizontal one. Both maps
-    share one colour scale from 0; a value below 0 has the colour of 0. A menu above each panel
+    Source hook points are listed from top to bottom, target hook points from left to right. Both
+    maps share one colour scale from 0; a value below 0 has the colour of 0. A menu above each panel
     selects the column: any of `GRID_VALUES` on the left, the null or token identity on the right.
     If the table holds no control, there is one panel.
 
     Args:
         scores: one row per hook pair: `source_hook`, `target_hook` and columns of `GRID_VALUES`;
             for the hover text also `n_tokens` and `alpha`.
-        value: the column shown first.
+        value: the column shown first; None: ``gain_cv`` if it is known, else ``r2_uniform_cv`` or
+            ``r2``.
         chosen: (source hook point, target hook point) of the pair to outline.
 
     Raises:
         ValueError: a column or the chosen pair is not in the table, or a pair has two rows.
     """
-    require_columns(scores, "source_hook", "target_hook", value)
+    require_columns(scores, "source_hook", "target_hook", *([] if value is None else [value]))
     layers = _LayerPairs.of(scores)
+    if value is None:
+        value = next((name for name in _FIRST if name in layers.values), "r2")
     if value not in layers.values:
         raise ValueError(
             f"cannot show column {value!r}; columns with values here are {list(layers.values)}: "
@@ -101,14 +109,13 @@ def grid_figure(
             figure.add_shape(layers.outline(*chosen), **panel(1, number))
     # The HTML report reads from `meta` how many panels to stack on a phone.
     figure.update_layout(updatemenus=_menus(layers, shown), meta={"panels": len(shown)})
-    return _lay_out(
-        figure, n_targets=len(layers.targets), top=layers.scale_top(value), chosen=chosen
-    )
+    _lay_out(figure, n_sources=len(layers.sources), top=layers.scale_top(value), chosen=chosen)
+    return with_counts(figure, {"fitting tokens": count_range(scores, "n_tokens")})
 
 
 @dataclass(frozen=True)
 class _LayerPairs:
-    """The table as matrices [target, source], in the order of the forward pass."""
+    """The table as matrices [source, target], in the order of the forward pass."""
 
     sources: list[str]
     """Hook points of the source, in the order of the forward pass."""
@@ -134,8 +141,8 @@ class _LayerPairs:
         def matrices(columns: Iterable[str]) -> dict[str, list[list[float]]]:
             every = {
                 column: [
-                    [_number(cells.get((target, source), {}).get(column)) for source in sources]
-                    for target in targets
+                    [_number(cells.get((target, source), {}).get(column)) for target in targets]
+                    for source in sources
                 ]
                 for column in columns
             }
@@ -161,19 +168,19 @@ class _LayerPairs:
         details = list(self.details.values())
         # customdata is [row, column, detail]; the template numbers the details.
         custom = [
-            [[matrix[row][col] for matrix in details] for col in range(len(self.sources))]
-            for row in range(len(self.targets))
+            [[matrix[row][col] for matrix in details] for col in range(len(self.targets))]
+            for row in range(len(self.sources))
         ]
         lines = [
             f"{name}: %{{customdata[{i}]:{',.0f' if name == 'n_tokens' else '.3g'}}}"
             for i, name in enumerate(self.details)
         ]
-        hover = "<br>".join(["<b>%{x} → %{y}</b>", "shown: %{z:.3f}", *lines])
+        hover = "<br>".join(["<b>%{y} → %{x}</b>", "shown: %{z:.3f}", *lines])
         small = max(len(self.sources), len(self.targets)) <= _TEXT_LIMIT
         return go.Heatmap(
             z=self.values[column],
-            x=[short_hook(hook) for hook in self.sources],
-            y=[short_hook(hook) for hook in self.targets],
+            x=[short_hook(hook) for hook in self.targets],
+            y=[short_hook(hook) for hook in self.sources],
             coloraxis="coloraxis",
             xgap=1,
             ygap=1,
@@ -185,7 +192,7 @@ class _LayerPairs:
 
     def outline(self, source: str, target: str) -> "go.layout.Shape":
         # Categories have the coordinates 0, 1, 2, …, and a cell reaches half a unit to each side.
-        column, row = self.sources.index(source), self.targets.index(target)
+        row, column = self.sources.index(source), self.targets.index(target)
         # A rectangle around the cell, drawn above the heat map.
         line = {"color": HIGHLIGHT, "width": 3}
         return go.layout.Shape(
@@ -224,7 +231,7 @@ def _menus(layers: _LayerPairs, shown: list[str]) -> list[dict[str, object]]:
 
 
 def _lay_out(
-    figure: "go.Figure", *, n_targets: int, top: float, chosen: tuple[str, str] | None
+    figure: "go.Figure", *, n_sources: int, top: float, chosen: tuple[str, str] | None
 ) -> "go.Figure":
     explanation = "null: each x paired with another document's y"
     if chosen:
@@ -236,10 +243,11 @@ def _lay_out(
         template=use_template(),
         title={"text": "Fit of each hook pair", "subtitle": {"text": explanation}},
         coloraxis={"colorscale": HEAT_SCALE, "cmin": 0, "cmax": top, "colorbar": bar},
-        height=min(900, 280 + 26 * max(n_targets, 5)),
+        height=min(900, 280 + 26 * max(n_sources, 5)),
         margin={"t": 170},
     )
     figure.update_annotations(font={"size": 13})
-    figure.update_xaxes(type="category", title_text="source hook point", showgrid=False)
-    figure.update_yaxes(type="category", showgrid=False)
-    return figure.update_yaxes(title_text="target hook point", **panel(1, 1))
+    figure.update_xaxes(type="category", title_text="target hook point", showgrid=False)
+    # plotly counts categories from below.
+    figure.update_yaxes(type="category", showgrid=False, autorange="reversed")
+    return figure.update_yaxes(title_text="source hook point", **panel(1, 1))

@@ -24,6 +24,7 @@ from lrt_lens.figures._template import (
     FAINT,
     HEAT_SCALE,
     NEUTRAL,
+    count_range,
     hook_order,
     panel,
     require_columns,
@@ -31,6 +32,7 @@ from lrt_lens.figures._template import (
     rows_where,
     short_hook,
     use_template,
+    with_counts,
 )
 
 MEASURE_NAMES: dict[str, str] = {
@@ -57,9 +59,9 @@ _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", 
 def similarity_figure(table: pd.DataFrame) -> "go.Figure":
     """Return two heat maps over hook pairs per measure: its value, and its effect.
 
-    The effect is (value − null) / (1 − null). The target hook point is the vertical axis, the
-    source hook point the horizontal one. All maps share one colour scale from 0 to 1; a value below
-    0 has the colour of 0. If the table holds no null, effects are left out; a single measure
+    The effect is (value − null) / (1 − null). Source hook points are listed from top to bottom,
+    target hook points from left to right. All maps share one colour scale from 0 to 1; a value
+    below 0 has the colour of 0. If the table holds no null, effects are left out; a single measure
     without one has an empty panel that says so.
 
     Args:
@@ -75,8 +77,8 @@ def similarity_figure(table: pd.DataFrame) -> "go.Figure":
     sources, targets = (
         sorted(set(table[side]), key=hook_order) for side in ("source_hook", "target_hook")
     )
-    # In pixels per measure: 26 per target hook point, 70 for the titles.
-    plots_height = (70 + 26 * max(len(targets), 4)) * len(measures)
+    # In pixels per measure: 26 per source hook point, 70 for the titles.
+    plots_height = (70 + 26 * max(len(sources), 4)) * len(measures)
     figure = make_subplots(
         rows=len(measures),
         cols=len(columns),
@@ -100,9 +102,10 @@ def similarity_figure(table: pd.DataFrame) -> "go.Figure":
                 centre = {"x": 0.5, "y": 0.5, "xref": "x domain", "yref": "y domain"}
                 note = {"text": "no null in these moments", "showarrow": False}
                 figure.add_annotation(**centre, **note, **panel(row, number))
-        figure.update_yaxes(title_text="target hook point", **panel(row, 1))
-    figure.update_xaxes(title_text="source hook point", row=len(measures))
-    return _lay_out(figure, plots_height + 150)
+        figure.update_yaxes(title_text="source hook point", **panel(row, 1))
+    figure.update_xaxes(title_text="target hook point", row=len(measures))
+    _lay_out(figure, plots_height + 150)
+    return with_counts(figure, {"tokens": count_range(table, "n")})
 
 
 def similarity_lines_figure(
@@ -156,7 +159,8 @@ def similarity_lines_figure(
         categoryorder="array",
         categoryarray=[short_hook(target) for target in targets],
     )
-    return figure.update_yaxes(title_text=f"{name}, {column}")
+    figure.update_yaxes(title_text=f"{name}, {column}")
+    return with_counts(figure, {"tokens": count_range(rows, "n")})
 
 
 def _source_line(
@@ -226,7 +230,7 @@ def _heat_map(
     shown = [name for name in _HOVER if name in next(iter(cells.values()))]
     # A pair that is not in the table has NaN, which plotly leaves blank.
     absent = dict.fromkeys([*shown, column], math.nan)
-    matrix = [[cells.get((source, target), absent) for source in sources] for target in targets]
+    matrix = [[cells.get((source, target), absent) for target in targets] for source in sources]
     lines = [
         f"{name}: %{{customdata[{i}]:{',.0f' if name == 'n' else '.3f'}}}"
         for i, name in enumerate(shown)
@@ -234,14 +238,14 @@ def _heat_map(
     values = [[float(cell[column]) for cell in row] for row in matrix]
     trace = go.Heatmap(
         z=values,
-        x=[short_hook(hook) for hook in sources],
-        y=[short_hook(hook) for hook in targets],
+        x=[short_hook(hook) for hook in targets],
+        y=[short_hook(hook) for hook in sources],
         coloraxis="coloraxis",
         xgap=1,
         ygap=1,
         hoverongaps=False,
         customdata=[[[float(cell[name]) for name in shown] for cell in row] for row in matrix],
-        hovertemplate="<br>".join(["<b>%{x} → %{y}</b>", *lines]) + "<extra></extra>",
+        hovertemplate="<br>".join(["<b>%{y} → %{x}</b>", *lines]) + "<extra></extra>",
     )
     if max(len(sources), len(targets)) <= _TEXT_LIMIT:
         trace.update(texttemplate="%{z:.2f}")
@@ -263,4 +267,5 @@ def _lay_out(figure: "go.Figure", height: int) -> "go.Figure":
     )
     figure.update_annotations(font={"size": 13})
     figure.update_xaxes(type="category", showgrid=False)
-    return figure.update_yaxes(type="category", showgrid=False)
+    # plotly counts categories from below.
+    return figure.update_yaxes(type="category", showgrid=False, autorange="reversed")

@@ -5,14 +5,22 @@
 Problem: an R² alone does not show whether the map uses more than the token. Mechanism: four points
 per direction: test fold, cross-validation, token identity and shuffled pairs.
 
-Limits: controls exist in the direction up alone.
+Limits: token identity of the direction down is known only if the target's embedding was harvested.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 from lrt_lens.figures._plotly import go, make_subplots
-from lrt_lens.figures._template import DOTTED, HIGHLIGHT, ArmStyle, panel, short_hook, use_template
+from lrt_lens.figures._template import (
+    DOTTED,
+    HIGHLIGHT,
+    ArmStyle,
+    panel,
+    short_hook,
+    use_template,
+    with_counts,
+)
 
 _SIDES = ("source", "target")
 """Names of the two ends, as prefixes of columns."""
@@ -30,11 +38,10 @@ _POINTS = {
 def stitch_figure(scores: Mapping[str, Any]) -> "go.Figure":
     """Return R² of both maps of one stitch, one row per direction.
 
-    The null and token identity are measured in the direction up alone.
+    Controls that were not measured in a direction are left out.
 
     Args:
-        scores: one row of ``grid.scores``, as `Stitch.scores` holds it; missing scores are left
-            out.
+        scores: `Stitch.scores`, or one row of ``grid.scores``; missing scores are left out.
 
     Raises:
         ValueError: none of the scores that the figure shows is known.
@@ -62,13 +69,16 @@ def stitch_figure(scores: Mapping[str, Any]) -> "go.Figure":
     figure.add_vline(x=0, line=DOTTED)
     figure.update_yaxes(type="category", autorange="reversed")
     subtitle = "R² of predicted states on test documents"
-    return figure.update_layout(
+    figure.update_layout(
         template=use_template(),
         title={"text": "Variance explained by the stitch", "subtitle": {"text": subtitle}},
         height=320,
         margin={"t": 80},
         legend={"y": -0.45, "traceorder": "reversed"},
     )
+    n_tokens = scores.get("n_tokens") or 0
+    # A grid without a number has NaN, which is not equal to itself.
+    return with_counts(figure, {"fitting tokens": int(n_tokens) if n_tokens == n_tokens else None})
 
 
 def _points(points: dict[str, float], name: str) -> "go.Scatter":
@@ -86,13 +96,15 @@ def _points(points: dict[str, float], name: str) -> "go.Scatter":
 
 def _score(scores: Mapping[str, Any], metric: str, direction: str, point: str) -> float | None:
     """Return a score of one direction; None if it was not measured."""
-    # A row of a grid names its columns r2, r2_down, r2_cv, r2_down_cv, r2_null and r2_token.
+    # A stitch names its scores r2, r2_down, r2_cv, r2_down_cv, r2_null, r2_null_down, r2_token, …
     down = "" if direction == "up" else "_down"
-    names = {"test": f"{metric}{down}", "cv": f"{metric}{down}_cv"}
-    if direction == "up":
-        names["token"] = f"{metric}_token"
-        if metric == "r2":
-            names["null"] = "r2_null"
+    names = {
+        "test": f"{metric}{down}",
+        "cv": f"{metric}{down}_cv",
+        "token": f"{metric}_token{down}",
+    }
+    if metric == "r2":
+        names["null"] = f"r2_null{down}"
     value = scores.get(names.get(point, ""))
     # `value == value` is False for NaN.
     return float(value) if isinstance(value, int | float) and value == value else None

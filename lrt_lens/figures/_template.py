@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from lrt_lens.figures._plotly import go
+from lrt_lens.figures._plotly import go, graph_objects
 from lrt_lens.models._hook_points import short_hook as short_hook  # figures label axes with it
 
 if TYPE_CHECKING:
@@ -203,6 +203,36 @@ def categories(labels: list[str]) -> dict[str, Any]:
         "range": [-0.6, len(labels) - 0.4],
         "ticks": "",
     }
+
+
+def count_range(table: pd.DataFrame, column: str) -> tuple[int, int] | None:
+    """Return the smallest and the largest count in a column; None if there is none."""
+    values = table[column].tolist() if column in table.columns else []
+    counts = [int(n) for n in values if n == n]  # NaN is not equal to itself
+    return (min(counts), max(counts)) if counts else None
+
+
+def with_counts(
+    figure: "graph_objects.Figure", counts: Mapping[str, int | tuple[int, int] | None]
+) -> "graph_objects.Figure":
+    """Return the figure with how many of what was measured behind its title.
+
+    Args:
+        figure: a figure with a title.
+        counts: number by unit, such as ``{"items": 240}``, or the smallest and the largest number;
+            None and 0 are unknown and left out.
+    """
+    known = [f"{_whole(count)} {unit}" for unit, count in counts.items() if _whole(count)]
+    if known:
+        figure.update_layout(title_text=f"{figure.layout.title.text}, n = {', '.join(known)}")
+    return figure
+
+
+def _whole(count: int | tuple[int, int] | None) -> str:
+    """Return a count, or a range of counts, as text; empty if it is unknown."""
+    ends = count if isinstance(count, tuple) else (count, count)
+    texts = dict.fromkeys(f"{end:,}" for end in ends if end)
+    return "–".join(texts)
 
 
 def use_template() -> str:

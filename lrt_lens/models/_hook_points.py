@@ -16,9 +16,10 @@ pairs is that of the rows of a grid and of the tensors in a file.
 Limits: the residual stream only, no attention heads or MLP activations.
 """
 
+import operator
 import re
 from collections.abc import Iterable, Sequence
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from lrt_lens.errors import HookPointError
 
@@ -47,6 +48,45 @@ def place(name: str) -> str:
     if match and match[2] == "pre" and int(match[1]) > 0:
         return residual_post(int(match[1]) - 1)
     return name
+
+
+def hook_name(hook: Any, n_layers: int | None = None, model: str = "the model") -> str:
+    """Return the name of a hook point of a model that is not at hand.
+
+    Args:
+        hook: a name, which is returned as it is, or the number of a block for the stream after it.
+        n_layers: number of blocks of the model; None if it is not known.
+        model: name of the model, for messages.
+
+    Raises:
+        HookPointError: the model has no such block, or a number counts from the last block of a
+            model that is not known.
+        TypeError: ``hook`` is neither a name nor a whole number.
+    """
+    if isinstance(hook, str):
+        return hook
+    try:
+        # Numbers of numpy are whole numbers too.
+        layer = operator.index(hook)
+    except TypeError:
+        raise TypeError(
+            f"a hook point is {hook!r}; expected a name such as 'blocks.9.hook_resid_post', or the"
+            " number of a block, such as 9"
+        ) from None
+    if n_layers is None:
+        if layer < 0:
+            raise HookPointError(
+                f"layer {layer} counts from the last block; give model= too, whose number of blocks"
+                " is needed"
+            )
+        return residual_post(layer)
+    if not -n_layers <= layer < n_layers:
+        raise HookPointError(
+            f"layer {layer} is not on {model!r}; it has {n_layers} blocks:"
+            f" use 0 to {n_layers - 1}, or -1 for the last"
+        )
+    # -1 is the last block, as in a list: -1 % n_layers = n_layers - 1.
+    return residual_post(layer % n_layers)
 
 
 def same_place(first: str, second: str) -> bool:
@@ -113,14 +153,8 @@ def resolve(hook: int | str, model: HasHookPoints) -> str:
     Raises:
         HookPointError: the model has no such hook point; the message lists the range of its names.
     """
-    if isinstance(hook, int):
-        if not -model.n_layers <= hook < model.n_layers:
-            raise HookPointError(
-                f"layer {hook} is not on {model.name!r}; it has {model.n_layers} blocks:"
-                f" use 0 to {model.n_layers - 1}, or -1 for the last"
-            )
-        # -1 is the last block, as in a list: -1 % n_layers = n_layers - 1.
-        hook = residual_post(hook % model.n_layers)
+    if not isinstance(hook, str):
+        hook = hook_name(hook, model.n_layers, model.name)
     if hook in model.hook_points:
         return hook
     match = RESIDUAL.fullmatch(hook)
@@ -155,7 +189,9 @@ def resolve_layers(layers: Layers, model: HasHookPoints) -> list[str]:
         posts = [residual_post(layer) for layer in range(model.n_layers)]
         # States that were computed elsewhere are there for some layers only.
         return [name for name in posts if name in model.hook_points] or list(model.hook_points)
-    selection = [layers] if isinstance(layers, int | str) else list(layers)
+    # A number of numpy is no int, and no sequence either.
+    chosen: Any = [layers] if isinstance(layers, str) or hasattr(layers, "__index__") else layers
+    selection = list(chosen)
     if not selection:
         raise HookPointError(
             f"no layer of {model.name!r} is selected; give 'all', a layer, or a list of layers"
@@ -166,7 +202,7 @@ def resolve_layers(layers: Layers, model: HasHookPoints) -> list[str]:
 def resolved_parts(hook: int | str, model: HasHookPoints) -> list[str]:
     """Return the names of the hook points that a layer or a name, joint or not, stands for."""
     return [
-        resolve(part, model) for part in ([hook] if isinstance(hook, int) else joint_parts(hook))
+        resolve(part, model) for part in (joint_parts(hook) if isinstance(hook, str) else [hook])
     ]
 
 

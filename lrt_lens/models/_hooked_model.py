@@ -27,6 +27,7 @@ from einops import rearrange
 from torch import Tensor
 
 from lrt_lens.errors import MismatchError, NonFiniteError, OtherThreadError
+from lrt_lens.models._busy_cores import advise_fewer_threads
 from lrt_lens.models._comparing import short_row
 from lrt_lens.models._decoder import block_list
 from lrt_lens.models._drawing import drawing, drawing_in_hooks
@@ -149,7 +150,7 @@ class HookedModel:
             runnable = model
             if _is_hugging_face(model):
                 tokenizer = tokenizer or load_tokenizer(origin, revision)
-        return cls(
+        hooked = cls(
             runnable,
             tokenizer=tokenizer,
             name=name or model_name(origin),
@@ -157,6 +158,8 @@ class HookedModel:
             prepend_bos=prepend_bos,
             truncation=truncation,
         )
+        advise_fewer_threads(hooked.device)
+        return hooked
 
     def __repr__(self) -> str:
         bos = "BOS" if self.prepend_bos else "no BOS"
@@ -293,9 +296,9 @@ class HookedModel:
                     f"activations of {self.name!r} at {name!r} are NaN or infinite"
                     f" ({values.dtype}); load the model with dtype='bfloat16' or 'float32'"
                 )
-        if isinstance(hooks, int) or (
-            isinstance(hooks, str) and hooks not in ("all", "proportional")
-        ):
+        is_name = isinstance(hooks, str) and hooks not in ("all", "proportional")
+        # A number of numpy is no int, but the number of a block too.
+        if is_name or hasattr(hooks, "__index__"):
             return activations[names[0]]
         return activations
 

@@ -18,6 +18,7 @@ from typing import Any, cast
 
 import torch
 
+from lrt_lens._log_stream import is_log
 from lrt_lens.models._tokenizer_copy import tokenizer_copy
 
 logger = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ def load_pretrained(
     }
     # None is left out, so that the defaults of transformers apply.
     options = {key: value for key, value in options.items() if value is not None}
-    with thread_count_unchanged():
+    with thread_count_unchanged(), quiet_in_logs():
         try:
             model = AutoModelForCausalLM.from_pretrained(
                 name, attn_implementation="sdpa", **options
@@ -132,6 +133,21 @@ def thread_count_unchanged() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def quiet_in_logs() -> Iterator[None]:
+    """Switch the bars of transformers off in the ``with`` block if stderr is a log."""
+    from transformers.utils import logging as bars
+
+    if not is_log() or not bars.is_progress_bar_enabled():
+        yield
+        return
+    bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        bars.enable_progress_bar()
 
 
 def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:

@@ -43,8 +43,10 @@ Place = Literal["auto", "device", "host", "disk"]
 PLACES: tuple[str, ...] = get_args(Place)
 """All places, the default first."""
 FEWER_PAIRS = (
-    "choose 'proportional' layers or fewer of them, null='none', fewer n_folds and n_test_groups, "
-    "placement='disk', or the passes of plan_harvest(…, memory_budget=…), one harvest each"
+    "let fit_stitches(pair, documents, memory_budget='8GB') survey all hook pairs and harvest the "
+    "best (by hand: lrt.survey, then pairs=survey.best(20)), choose 'proportional' layers or fewer "
+    "of them, null='none', fewer n_folds and n_test_groups, placement='disk', or the passes of "
+    "plan_harvest(…, memory_budget=…), one harvest each"
 )
 """Remedy for exact moments that do not fit."""
 _NEARLY_ALL = 0.8

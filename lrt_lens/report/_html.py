@@ -31,7 +31,7 @@ import pandas as pd
 
 from lrt_lens._files import write_atomically
 from lrt_lens._repr_html import format_value
-from lrt_lens.figures._plotly import go
+from lrt_lens.figures._plotly import graph_objects
 from lrt_lens.figures._template import arm_style
 from lrt_lens.report._page import SCRIPT, STYLE
 
@@ -66,7 +66,7 @@ class Table:
 class Plot:
     """A plotly figure, as wide as the page."""
 
-    figure: "go.Figure"
+    figure: "graph_objects.Figure"
     """The figure; its menus and hover texts work in the page."""
     caption: str = ""
     """Text below the figure that explains it."""
@@ -264,7 +264,7 @@ def _render_plot(block: Plot) -> str:
     return f'<figure><div class="scroll">{plot}</div>{caption}</figure>'
 
 
-def _plain_title(figure: "go.Figure") -> str:
+def _plain_title(figure: "graph_objects.Figure") -> str:
     title = figure.to_dict()["layout"].get("title", {}).get("text") or "figure"
     return re.sub(r"<[^>]*>", " ", str(title))
 

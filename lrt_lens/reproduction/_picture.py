@@ -12,7 +12,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from lrt_lens.figures._plotly import go
+from lrt_lens.figures._plotly import graph_objects
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ _REMEDY = (
 )
 
 
-def write_pictures(figure: "go.Figure", picture: Path, thumbnail: Path) -> bool:
+def write_pictures(figure: "graph_objects.Figure", picture: Path, thumbnail: Path) -> bool:
     """Write both pictures and return True; without a browser, warn and return False.
 
     Args:
@@ -37,7 +37,7 @@ def write_pictures(figure: "go.Figure", picture: Path, thumbnail: Path) -> bool:
     """
     import plotly.io as pio
 
-    shown = go.Figure(figure)
+    shown = graph_objects.Figure(figure)
     shown.update_layout(
         # Transparent figures are drawn on white, with dark text, because a PNG has no theme.
         paper_bgcolor="white",

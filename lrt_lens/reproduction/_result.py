@@ -23,7 +23,7 @@ from typing import Any, Literal, get_args
 import pandas as pd
 
 from lrt_lens._files import make_folder
-from lrt_lens.figures._plotly import go
+from lrt_lens.figures._plotly import graph_objects
 from lrt_lens.moments._interrupts import Interrupts
 from lrt_lens.report._html import (
     KeyNumbers,
@@ -116,7 +116,7 @@ class Reproduction:
     """Result of the comparison, by a rule in the script."""
     because: str
     """The numbers behind the verdict, in one sentence that the script fills in."""
-    figures: Mapping[str, "go.Figure"]
+    figures: Mapping[str, "graph_objects.Figure"]
     """Figures by caption; the first one is the picture."""
     tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     """All measurements, by caption."""

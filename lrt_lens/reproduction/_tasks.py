@@ -54,7 +54,7 @@ def bundled_tasks(map_seed: int) -> list[Task]:
     sentiment = Task(
         "sentiment",
         list(contrast.texts),
-        ["positive"] * len(contrast) + ["negative"] * len(contrast),
+        ["positive"] * len(contrast.positive) + ["negative"] * len(contrast.negative),
     )
     texts: list[str] = []
     labels: list[str] = []

@@ -17,7 +17,6 @@ values are refused.
 """
 
 import logging
-import operator
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -30,11 +29,18 @@ from torch import Tensor
 
 from lrt_lens._hub import downloaded_file, is_hub_id
 from lrt_lens._stored_fields import as_damage, damage, stored_fields
-from lrt_lens.adapters.vectors._served_file import ServedFile, kind_of
+from lrt_lens.adapters.vectors._served_file import ServedFile, is_archive_of_arrays, kind_of
 from lrt_lens.adapters.vectors._steering_vector import VECTOR_SCHEMA, SteeringVector
 from lrt_lens.adapters.vectors._strength import Strength
 from lrt_lens.errors import FileFormatError, MismatchError
-from lrt_lens.models._hook_points import RESIDUAL, place, residual_post, resolve, same_place
+from lrt_lens.models._hook_points import (
+    RESIDUAL,
+    hook_name,
+    place,
+    residual_post,
+    resolve,
+    same_place,
+)
 from lrt_lens.models._hooked_model import HookedModel, load_model
 from lrt_lens.models._loading import ModelLike
 from lrt_lens.serving._formats import FORMATS
@@ -153,6 +159,8 @@ def _is_ours(path: Path) -> bool:
 
 
 def _format_of_torch(path: Path) -> str:
+    if is_archive_of_arrays(path):
+        raise _unknown(path, "an archive of numpy arrays (.npz)")
     content = read_torch_file(path)
     if "layer_activations" in content or all(type(key) is int for key in content):
         return "steering-vectors"
@@ -355,18 +363,14 @@ def _tensor(path: Path) -> Tensor:
         [(name, found)] = tensors.items()
     else:
         [(name, found)] = read_torch_file(path).items()
+        name = name or "the tensor"
     squeezed = found[0] if found.ndim == 2 and len(found) == 1 else found
     return direction_of(path, str(name), squeezed)
 
 
 def _hook(at: int | str, model: HookedModel | None) -> str:
     """Return the name of a hook point; a number is a block."""
-    at = at if isinstance(at, str) else operator.index(at)
-    if model is not None:
-        return resolve(at, model)
-    if isinstance(at, int) and at < 0:
-        raise ValueError(f"at is {at}, which counts from the last block; give model= too")
-    return residual_post(at) if isinstance(at, int) else at
+    return hook_name(at) if model is None else resolve(at, model)
 
 
 # ------------------------------------------------------------------------------------- the model

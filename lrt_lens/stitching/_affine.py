@@ -17,9 +17,11 @@ import torch
 import xxhash
 from torch import Tensor, linalg
 
+from lrt_lens._given_tensors import float_tensor
 from lrt_lens.errors import MismatchError
-from lrt_lens.models._hook_points import same_place
+from lrt_lens.models._hook_points import hook_name, same_place
 from lrt_lens.models._identity import ModelIdentity
+from lrt_lens.typing import ArrayLike
 
 
 @dataclass(frozen=True)
@@ -27,17 +29,24 @@ class AffineMap:
     """Affine map ``x @ weight + bias`` from one hook point to another."""
 
     weight: Tensor
-    """Weight matrix W [d_source, d_target]."""
+    """Weight matrix W [d_source, d_target]; an array of numpy or a list becomes a tensor."""
     bias: Tensor
     """Bias b [d_target]."""
     source_hook: str = "source"
+    """Hook point at which the map starts. The number of a block becomes the name of the stream
+    after it."""
     target_hook: str = "target"
+    """Hook point at which the map ends."""
     source_model: ModelIdentity | None = field(default=None, kw_only=True)
     """Model at which the map starts; None if it is not known."""
     target_model: ModelIdentity | None = field(default=None, kw_only=True)
     """Model at which the map ends; None if it is not known."""
 
     def __post_init__(self) -> None:
+        for name in ("weight", "bias"):
+            object.__setattr__(self, name, float_tensor(name, getattr(self, name)))
+        for name in ("source_hook", "target_hook"):
+            object.__setattr__(self, name, hook_name(getattr(self, name)))
         if self.weight.shape[1:] != self.bias.shape:
             raise MismatchError(
                 f"weight {tuple(self.weight.shape)} and bias {tuple(self.bias.shape)} do not fit; "
@@ -65,14 +74,19 @@ class AffineMap:
             return self
         return replace(self, source_model=models[0], target_model=models[1])
 
-    def points(self, x: Tensor) -> Tensor:
-        """Return mapped activations ``x W + b``, [..., d_source] → [..., d_target]."""
-        return self._rows(x) @ self._like(self.weight, x) + self._like(self.bias, x)
+    def points(self, x: ArrayLike) -> Tensor:
+        """Return mapped activations ``x W + b``, [..., d_source] → [..., d_target].
 
-    def directions(self, v: Tensor) -> Tensor:
+        Arrays and lists are read too; the result is a tensor.
+        """
+        x = self._rows(x)
+        return x @ self._like(self.weight, x) + self._like(self.bias, x)
+
+    def directions(self, v: ArrayLike) -> Tensor:
         """Return mapped differences ``v W``, without bias, [..., d_source] → [..., d_target]."""
         # (x + v)W + b − (xW + b) = vW
-        return self._rows(v) @ self._like(self.weight, v)
+        v = self._rows(v)
+        return v @ self._like(self.weight, v)
 
     def compose(self, then: "AffineMap") -> "AffineMap":
         """Return this map followed by ``then``.
@@ -123,7 +137,8 @@ class AffineMap:
         d_source, d_target = self.weight.shape
         return f"AffineMap({self.source_hook} [{d_source}] → {self.target_hook} [{d_target}])"
 
-    def _rows(self, x: Tensor) -> Tensor:
+    def _rows(self, x: ArrayLike) -> Tensor:
+        x = float_tensor("x", x)
         if x.shape[-1] != self.weight.shape[0]:
             raise MismatchError(
                 f"last dimension is {x.shape[-1]}; this map starts at {self.source_hook!r} with "

@@ -22,6 +22,7 @@ import pandas as pd
 
 from lrt_lens._progress import tqdm
 from lrt_lens._repr_html import card, note, table
+from lrt_lens._short_repr import ShortRepr
 from lrt_lens.errors import HookPointError
 from lrt_lens.figures._comparison import comparison_figure
 from lrt_lens.models._hook_points import HookPair
@@ -71,8 +72,8 @@ _CHOICES = {
 """Direction and attribute of `FoldErrors` of each score that solvers can be chosen by."""
 
 
-@dataclass(frozen=True)
-class SolverComparison:
+@dataclass(frozen=True, repr=False)
+class SolverComparison(ShortRepr):
     """Held-out scores of several solvers on the same hook pairs."""
 
     table: pd.DataFrame = field(repr=False)

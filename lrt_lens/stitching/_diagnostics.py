@@ -37,6 +37,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from lrt_lens._short_repr import ShortRepr
 from lrt_lens.errors import MismatchError
 from lrt_lens.figures._similarity import spectrum_figure
 from lrt_lens.models._belonging import Ends, Origin, map_ends, refuse_other_map
@@ -50,8 +51,8 @@ INTERVAL_COLUMNS = ("score", "value", "low", "high", "standard_error", "n_groups
 """Columns of `score_intervals`; ``flag`` says why an interval may be too short, or is empty."""
 
 
-@dataclass(frozen=True, eq=False)
-class MapDiagnostics:
+@dataclass(frozen=True, eq=False, repr=False)
+class MapDiagnostics(ShortRepr):
     """Numbers of one map and of its fitting rows; the module docstring has the formulas."""
 
     singular_values: Tensor = field(repr=False)

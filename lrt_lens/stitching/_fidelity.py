@@ -35,6 +35,7 @@ import torch
 from einops import reduce
 from torch import Tensor
 
+from lrt_lens._given_tensors import float_tensor
 from lrt_lens._repr_html import card, note, table
 from lrt_lens.errors import MismatchError
 from lrt_lens.moments._scatter import Scatter
@@ -42,6 +43,7 @@ from lrt_lens.statistics._jackknife import few_groups, fisher, reach
 from lrt_lens.statistics._random_directions import random_directions
 from lrt_lens.stitching._affine import MapPair
 from lrt_lens.stitching._stitch_data import StitchData
+from lrt_lens.typing import ArrayLike
 
 RIDGE = 1e-4
 """Penalty λ of the inverses of ``"write"``, relative to the mean variance, for stitches whose
@@ -128,7 +130,7 @@ class Fidelity:
 
 def fidelity(
     stitch: StitchData,
-    direction: Tensor,
+    direction: ArrayLike,
     kind: Literal["write", "read"] = "write",
     *,
     n_random: int = 100,
@@ -146,7 +148,7 @@ def fidelity(
             f"kind is {kind!r}; expected 'write' (steering vectors, decoder rows) or 'read' (probe "
             "weights, encoder columns)"
         )
-    direction = direction.detach().double().cpu()
+    direction = float_tensor("direction", direction).detach().double().cpu()
     d_source = stitch.up.weight.shape[0]
     if direction.shape != (d_source,):
         raise MismatchError(

@@ -45,7 +45,7 @@ def fit_report(
     body = [
         KeyNumbers(tiles),
         Paragraph(f"Pairing of rows: {alignment}."),
-        Plot(grid_figure(scores, chosen=hooks)),
+        Plot(grid_figure(scores, value="r2", chosen=hooks)),
         Table(scores, caption="All pairs"),
     ]
     return render_html(

@@ -32,15 +32,16 @@ import pandas as pd
 
 from lrt_lens._late import implementation
 from lrt_lens._repr_html import card, facts, note
+from lrt_lens._short_repr import ShortRepr
 from lrt_lens.errors import HookPointError, MismatchError
 from lrt_lens.figures._steering import grid_figure
 from lrt_lens.models._belonging import map_ends, refuse_other_map
-from lrt_lens.models._hook_points import HookPair, depth, residual_post, same_place
+from lrt_lens.models._hook_points import EMBED, HookPair, depth, residual_post, same_place
 from lrt_lens.moments._cross_moments import CrossMoments
 from lrt_lens.moments._scatter import MapScore, score_map
 from lrt_lens.statistics._jackknife import few_groups
 from lrt_lens.stitching._affine import AffineMap, MapPair, StreamStatistics
-from lrt_lens.stitching._choices import choices, count_not_worse
+from lrt_lens.stitching._choices import choices, count_not_worse, gain_over_token
 from lrt_lens.stitching._diagnostics import moment_ends
 from lrt_lens.stitching._pair_table import (
     NO_GAIN,
@@ -51,6 +52,7 @@ from lrt_lens.stitching._pair_table import (
 )
 from lrt_lens.stitching._similarity import similarities
 from lrt_lens.stitching._stitch import Stitch
+from lrt_lens.stitching.solvers._ridge import Ridge, RidgeFitter
 from lrt_lens.stitching.solvers._solver import PairFolds, Setting, Solver
 
 logger = logging.getLogger(__name__)
@@ -83,8 +85,8 @@ COLUMNS = (
 """Columns of ``grid.scores``; ``exact`` is False for hook pairs that were only surveyed."""
 
 
-@dataclass(frozen=True)
-class StitchGrid:
+@dataclass(frozen=True, repr=False)
+class StitchGrid(ShortRepr):
     """Scores of every hook pair; its maps are fitted on request."""
 
     moments: CrossMoments
@@ -274,8 +276,14 @@ class StitchGrid:
     def __len__(self) -> int:
         return len(self.scores)
 
-    def figure(self, value: str = "r2", *, chosen: HookPair | None = None) -> Any:
-        """Return a plotly heat map of a score over all hook pairs, next to that of its null."""
+    def figure(self, value: str | None = None, *, chosen: HookPair | None = None) -> Any:
+        """Return a plotly heat map of a score over all hook pairs, next to that of its null.
+
+        Args:
+            value: column of `scores`; None: ``gain_cv``, by which `best` chooses, if it is known,
+                else ``r2_uniform_cv``.
+            chosen: hook pair to outline.
+        """
         return grid_figure(self.scores, value=value, chosen=chosen)
 
     def _repr_html_(self) -> str:
@@ -330,7 +338,7 @@ class StitchGrid:
     def _name(self, hook: str | int, column: str) -> str:
         """Return the name that this grid uses for a hook point or layer of one of its columns."""
         names = sorted(self.scores[column].unique(), key=depth)
-        if isinstance(hook, int):
+        if not isinstance(hook, str):
             wanted = residual_post(hook if hook >= 0 else hook + self._n_layers(column, names))
             matches = [name for name in names if same_place(name, wanted)]
         else:
@@ -350,6 +358,34 @@ class StitchGrid:
         model = provenance.source if column == "source_hook" else provenance.target
         return model.n_layers if model else math.ceil(max(map(depth, names)))
 
+    def _further_scores_down(
+        self, hook_pair: HookPair, down: AffineMap, null: AffineMap | None
+    ) -> dict[str, float]:
+        """Return the scores of the map down that the rows of ``scores`` have of the map up alone.
+
+        They are those of the map up of a stitch that is fitted the other way, from the same tokens
+        and shuffled pairs.
+        """
+        moments, row = self.moments, {}
+        test = moments.scatter(hook_pair, moments.parts.test).swapped()
+        row["cosine_down"] = score_map(down.weight, down.bias, test).cosine
+        if null is not None:
+            shuffled = moments.null_scatter(hook_pair, test=True).swapped()
+            row["r2_null_down"] = score_map(null.weight, null.bias, shuffled).r2
+        # Of the other direction, the target's embedding is token identity.
+        token_pair = (hook_pair[0], EMBED)
+        if token_pair in moments.kept_pairs:
+            solver = self.solver if isinstance(self.solver, Ridge) else Ridge()
+            fitter = RidgeFitter(moments, solver, down=True)
+            errors = fitter.cross_validate(token_pair)
+            token = fitter.fit(token_pair, errors.setting)
+            known = moments.scatter(token_pair, moments.parts.test).swapped()
+            score = score_map(token.weight, token.bias, known)
+            row |= {"r2_token_down": score.r2, "r2_uniform_token_down": score.r2_uniform}
+            held_out = self.folds[hook_pair].down.r2_uniform
+            row["gain_down_cv"] = gain_over_token(held_out, errors.r2_uniform)
+        return row
+
     def _settings(self, hook_pair: HookPair) -> tuple[Setting, Setting]:
         return self.folds[hook_pair].up.setting, self.folds[hook_pair].down.setting
 
@@ -360,6 +396,7 @@ class StitchGrid:
         # A sketched null gives a score, but no map to the whole target.
         if hook_pair in moments.cross_null and moments.null == "full":
             null = MapPair(up.fit_null(hook_pair, setting), down.fit_null(hook_pair, setting_down))
+        maps = MapPair(up.fit(hook_pair, setting), down.fit(hook_pair, setting_down))
         total = moments.scatter(hook_pair, moments.parts.fit)
         # A group with one row has no variance.
         groups = [
@@ -369,7 +406,7 @@ class StitchGrid:
         ]
         # `detached` copies the sums of the groups, so that a stitch does not hold all moments.
         return Stitch(
-            maps=MapPair(up.fit(hook_pair, setting), down.fit(hook_pair, setting_down)),
+            maps=maps,
             source_statistics=StreamStatistics(
                 total.mean_x, total.xx / total.n, moments.source[hook_pair[0]].median_norm
             ),
@@ -379,7 +416,8 @@ class StitchGrid:
             scores={
                 key: (value if isinstance(value, str) else float(value))
                 for key, value in row.items()
-            },
+            }
+            | self._further_scores_down(hook_pair, maps.down, null and null.down),
             provenance=moments.provenance,
             null=null,
             refits=tuple(

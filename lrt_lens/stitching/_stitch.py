@@ -44,9 +44,29 @@ from lrt_lens.stitching._card import stitch_card
 from lrt_lens.stitching._fidelity import Fidelity, fidelity
 from lrt_lens.stitching._folder import load_stitch, save_stitch
 from lrt_lens.stitching._stitch_data import StitchData, transfer_artefact
+from lrt_lens.typing import ArrayLike
 
 _OF_UPLOADS = ("create_pr", "allow_patterns", "ignore_patterns", "delete_patterns")
 """Arguments of `ModelHubMixin.push_to_hub` that it gives to the upload as they are."""
+
+
+_COUNTERPARTS = {
+    "source_hook": "target_hook",
+    "alpha": "alpha_down",
+    "rank": "rank_down",
+    "r2": "r2_down",
+    "r2_uniform": "r2_uniform_down",
+    "r2_cv": "r2_down_cv",
+    "r2_uniform_cv": "r2_uniform_down_cv",
+    "gain_cv": "gain_down_cv",
+    "cosine": "cosine_down",
+    "r2_null": "r2_null_down",
+    "r2_token": "r2_token_down",
+    "r2_uniform_token": "r2_uniform_token_down",
+}
+"""Score of the map down that corresponds to each score of the map up."""
+_REVERSED = _COUNTERPARTS | {down: up for up, down in _COUNTERPARTS.items()}
+"""Name of each score in the reversed stitch; other scores are those of both directions."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +93,7 @@ class Stitch(StitchData, ModelHubMixin):
 
     def fidelity(
         self,
-        direction: Tensor,
+        direction: ArrayLike,
         kind: Literal["write", "read"] = "write",
         *,
         n_random: int = 100,
@@ -82,7 +102,7 @@ class Stitch(StitchData, ModelHubMixin):
         """Return the predicted fidelity of a direction [d_source], without running a model.
 
         Args:
-            direction: [d_source], of any length.
+            direction: [d_source], of any length: a tensor, an array or a list.
             kind: ``"write"`` for a direction that is added to the stream (steering vectors, decoder
                 rows), ``"read"`` for one on which the stream is projected (probe weights, encoder
                 columns).
@@ -106,30 +126,18 @@ class Stitch(StitchData, ModelHubMixin):
         refuse_other_models("", models, (self.source, self.target))
 
     def reversed(self) -> "Stitch":
-        """Return this stitch with source and target exchanged."""
-        swap = {
-            "r2": "r2_down",
-            "r2_uniform": "r2_uniform_down",
-            "r2_cv": "r2_down_cv",
-            "r2_uniform_cv": "r2_uniform_down_cv",
-            "alpha": "alpha_down",
-        }
-        both = (
-            swap
-            | {value: key for key, value in swap.items()}
-            | {"source_hook": "target_hook", "target_hook": "source_hook"}
-        )
-        # Cosine, null and token baseline exist for the direction up only, so they are dropped.
-        two_way = {
-            key: value
-            for key, value in self.scores.items()
-            if key in both or key in ("solver", "n_tokens", "cka")
-        }
+        """Return this stitch with source and target exchanged.
+
+        Every score takes the name of its counterpart in the other direction, so that reversing
+        twice is the same stitch. The score of the reversed null is known if the moments had
+        shuffled pairs, and that of the reversed token identity if the target's ``hook_embed`` was
+        one of the target hook points; neither is known for stitches saved before these scores.
+        """
         return Stitch(
             maps=self.maps.reversed(),
             source_statistics=self.target_statistics,
             target_statistics=self.source_statistics,
-            scores={both.get(key, key): value for key, value in two_way.items()},
+            scores={_REVERSED.get(key, key): value for key, value in self.scores.items()},
             provenance=self.provenance.swapped(),
             null=self.null.reversed() if self.null else None,
             refits=tuple(maps.reversed() for maps in self.refits),
@@ -171,7 +179,7 @@ class Stitch(StitchData, ModelHubMixin):
             "solver": self.scores.get("solver"),
             "tokens that fitted": None if n is None else int(n),
         }
-        # Scores can be missing (no null, no token hook, a reversed stitch): `get` leaves a gap.
+        # Scores can be missing (no null, no token hook, an older file): `get` leaves a gap.
         scores = pd.DataFrame(
             {
                 "": ["up", "down"],
@@ -181,9 +189,10 @@ class Stitch(StitchData, ModelHubMixin):
                     for end in ("", "_cv")
                     for name in ("r2", "r2_uniform")
                 },
-                "r2_null": [self.scores.get("r2_null"), None],
-                "r2_token": [self.scores.get("r2_token"), None],
-                "r2_uniform_token": [self.scores.get("r2_uniform_token"), None],
+                **{
+                    name: [self.scores.get(name), self.scores.get(f"{name}_down")]
+                    for name in ("r2_null", "r2_token", "r2_uniform_token")
+                },
             }
         )
         legend = (

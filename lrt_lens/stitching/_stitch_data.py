@@ -26,7 +26,9 @@ class StitchData:
     source_statistics: StreamStatistics
     target_statistics: StreamStatistics
     scores: dict[str, Any] = field(default_factory=dict)
-    """Row of ``grid.scores`` of this hook pair."""
+    """Row of ``grid.scores`` of this hook pair, and where they are known the counterparts for the
+    map down of ``cosine``, ``r2_null``, ``r2_token``, ``r2_uniform_token`` and ``gain_cv``, such as
+    ``r2_null_down``."""
     provenance: Provenance = field(default_factory=Provenance)
     """Models, documents and settings of the harvest."""
     null: MapPair | None = None
@@ -170,10 +172,16 @@ def transfer_artefact(artefact: Any, stitch: StitchData, **options: Any) -> Any:
         for name in (kind.__name__, kind.__module__.partition(".")[0]):
             if provided(f"Stitch.transfer {name}"):
                 return implementation(f"Stitch.transfer {name}")(artefact, stitch, **options)
-    registered = {kind.__name__ for kind in transfer_artefact.registry if kind is not object}
     # The package's own classes register when their module is imported, which may not have happened.
-    known = sorted(registered | {"LinearProbe", "SteeringVector"})
     raise TypeError(
-        f"a stitch cannot transfer a {type(artefact).__name__}; "
-        f"it transfers {[*known, 'SAELens SAE']}"
+        f"a stitch cannot transfer a {type(artefact).__name__}; it transfers a SteeringVector, a "
+        f"LinearProbe{_others()} and an SAE of SAELens: make a direction of your own a vector, "
+        "SteeringVector(direction, hook, model), and weights of your own a probe, "
+        "LinearProbe(weight, bias, classes, hook, model); map states with stitch.up.points(x)"
     )
+
+
+def _others() -> str:
+    """Return the names of classes that users have registered, for a message."""
+    names = {kind.__name__ for kind in transfer_artefact.registry if kind is not object}
+    return "".join(f", a {name}" for name in sorted(names - {"SteeringVector", "LinearProbe"}))

@@ -50,9 +50,11 @@ from torch import Tensor
 from lrt_lens._progress import tqdm
 from lrt_lens._repr_html import card, names_in_tables, note, table
 from lrt_lens._settings import Settings, resolve, takes
+from lrt_lens._short_repr import ShortRepr
 from lrt_lens.data._documents import Documents, DocumentSource
 from lrt_lens.errors import HookPointError
 from lrt_lens.figures._stitch_loss import stitch_loss_figure
+from lrt_lens.figures._template import count_range, with_counts
 from lrt_lens.models._belonging import map_ends, refuse_other_map
 from lrt_lens.models._hook_points import joint_parts
 from lrt_lens.models._pair import ModelPair
@@ -83,8 +85,8 @@ _RESERVED = ("own", "stitched", "token", "shuffled", "mean", "zero")
 """Names of arms that other solvers may not have."""
 
 
-@dataclass(frozen=True)
-class StitchLoss:
+@dataclass(frozen=True, repr=False)
+class StitchLoss(ShortRepr):
     """Losses of every route and arm."""
 
     table: pd.DataFrame
@@ -193,7 +195,8 @@ class StitchLoss:
 
     def figure(self) -> Any:
         """Return a plotly figure of the cross-entropy of every arm, with one panel per route."""
-        return stitch_loss_figure(self.table)
+        counts = {unit: count_range(self.table, f"n_{unit}") for unit in ("tokens", "documents")}
+        return with_counts(stitch_loss_figure(self.table), counts)
 
     def _repr_html_(self) -> str:
         return card(

@@ -25,6 +25,7 @@ from lrt_lens._byte_sizes import human_bytes
 from lrt_lens._progress import tqdm
 from lrt_lens._repr_html import card, facts, note
 from lrt_lens._settings import resolve, takes
+from lrt_lens._short_repr import ShortRepr
 from lrt_lens.data._documents import Documents
 from lrt_lens.figures._grid import grid_figure
 from lrt_lens.models._hook_points import HookPair
@@ -68,8 +69,8 @@ DOWN_COLUMNS = ("alpha_down", "r2_down_cv", "r2_uniform_down_cv", "r2_down", "r2
 """Further columns of a survey of both directions."""
 
 
-@dataclass(frozen=True)
-class Survey:
+@dataclass(frozen=True, repr=False)
+class Survey(ShortRepr):
     """Scores of all hook pairs, from sketched moments."""
 
     moments: SurveyMoments = field(repr=False)
@@ -116,7 +117,7 @@ class Survey:
         table = choices(self.folds, self._ordered(by), by)
         return table.assign(flag=_flag_of(self.moments))
 
-    def figure(self, value: str = "gain_cv", *, chosen: HookPair | None = None) -> Any:
+    def figure(self, value: str | None = None, *, chosen: HookPair | None = None) -> Any:
         """Return a plotly heat map of a score over all hook pairs, next to that of its null."""
         return grid_figure(self.scores, value=value, chosen=chosen)
 

@@ -37,7 +37,9 @@ def test_a_line_without_both_sides_is_named(tmp_path: Path) -> None:
 
 
 def test_columns_of_different_length_empty_texts_and_single_pairs_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"does not pair up: \{'positive': 2, 'negative': 1\}"):
+    with pytest.raises(ValueError, match=r"does not pair up: \{'positive': 3, 'negative': 2\}"):
+        ContrastSet(["a", "b", "c"], ["d", "e"], paired=True)
+    with pytest.raises(ValueError, match=r"holds \{'positive': 2, 'negative': 1\} row\(s\)"):
         ContrastSet(["a", "b"], ["c"])
     with pytest.raises(ValueError, match=r"negative\[1\] of the contrast set is ' '"):
         ContrastSet(["a", "b"], ["c", " "])
@@ -74,3 +76,46 @@ def test_the_digest_follows_the_texts_and_nothing_else() -> None:
         == ContrastSet(POSITIVE, NEGATIVE, name="b").digest
     )
     assert ContrastSet(POSITIVE, NEGATIVE).digest != ContrastSet(NEGATIVE, POSITIVE).digest
+
+
+# ------------------------------------------------------------------------ texts that are not paired
+
+
+def test_lists_of_different_lengths_are_no_pairs_and_nor_are_others_that_say_so() -> None:
+    assert ContrastSet(POSITIVE, NEGATIVE).paired
+    unequal = ContrastSet(POSITIVE, NEGATIVE[:5])
+    assert (unequal.paired, len(unequal)) == (False, 5)
+    assert not ContrastSet(POSITIVE, NEGATIVE, paired=False).paired
+    with pytest.raises(
+        ValueError, match=r"9 positive and 5 negative texts that are not pairs; why:"
+    ):
+        unequal.refuse_unpaired("why")
+    ContrastSet(POSITIVE, NEGATIVE).refuse_unpaired("why")
+
+
+@pytest.mark.parametrize(("n_positive", "n_negative"), [(9, 9), (9, 4), (3, 8), (2, 2), (2, 9)])
+def test_permuted_labels_of_texts_that_are_not_paired_cancel_the_concept(
+    n_positive: int, n_negative: int
+) -> None:
+    contrast = ContrastSet(POSITIVE[:n_positive], NEGATIVE[:n_negative], paired=False)
+    permuted = contrast.permuted(seed=3)
+    assert sorted(permuted.texts) == sorted(contrast.texts)
+    assert (len(permuted.positive), len(permuted.negative)) == (n_positive, n_negative)
+    assert not permuted.paired
+    shares = [
+        sum(text.startswith("good") for text in side) / len(side)
+        for side in (permuted.positive, permuted.negative)
+    ]
+    # Exchanging one text more or less would change the difference of the shares by this.
+    step = 1 / n_positive + 1 / n_negative
+    assert abs(shares[0] - shares[1]) <= step / 2 + 1e-12
+
+
+def test_parts_of_texts_that_are_not_paired_stay_so() -> None:
+    # Halves of 8 and 9 texts have equally many of both sides.
+    first, second = ContrastSet(POSITIVE, NEGATIVE[:8]).split()
+    assert (len(first.positive), len(first.negative), first.paired) == (4, 4, False)
+    assert sorted(first.texts + second.texts) == sorted(POSITIVE + NEGATIVE[:8])
+    paired, _ = ContrastSet(POSITIVE, NEGATIVE).split()
+    numbers = [[text.split()[1] for text in side] for side in (paired.positive, paired.negative)]
+    assert numbers[0] == numbers[1]

@@ -58,9 +58,9 @@ def test_every_measure_has_its_values_beside_its_effects_in_the_order_of_the_for
     assert len(figure.data) == 4
     panels = [(measure, column) for measure in ("cka", "svcca") for column in ("value", "effect")]
     for trace, (measure, column) in zip(figure.data, panels, strict=True):
-        assert list(trace.x) == [short_hook(s) for s in SOURCES]
-        assert list(trace.y) == [short_hook(t) for t in TARGETS]
-        expected = [[_cell(table, measure, s, t, column) for s in SOURCES] for t in TARGETS]
+        assert list(trace.y) == [short_hook(s) for s in SOURCES]
+        assert list(trace.x) == [short_hook(t) for t in TARGETS]
+        expected = [[_cell(table, measure, s, t, column) for t in TARGETS] for s in SOURCES]
         assert [list(row) for row in trace.z] == expected
         assert trace.coloraxis == "coloraxis"
     headings = [annotation.text for annotation in figure.layout.annotations]
@@ -78,7 +78,7 @@ def test_the_hover_text_has_interval_null_and_held_out() -> None:
         ("value", "low", "high", "null", "effect", "effect_low", "effect_high", "held_out", "n")
     ):
         assert f"{name}: %{{customdata[{i}]" in trace.hovertemplate
-        assert trace.customdata[1][2][i] == _cell(table, "cka", SOURCES[2], TARGETS[1], name)
+        assert trace.customdata[2][1][i] == _cell(table, "cka", SOURCES[2], TARGETS[1], name)
 
 
 def test_without_any_null_there_are_values_only() -> None:
@@ -101,8 +101,8 @@ def test_a_measure_without_a_null_beside_one_with_it_says_so() -> None:
 def test_a_pair_that_was_not_measured_is_a_gap() -> None:
     table = _table("cka").drop(index=0)  # the last source with the first target
     trace = similarity_figure(table).data[0]
-    assert math.isnan(trace.z[0][2])
-    assert not math.isnan(trace.z[1][2])
+    assert math.isnan(trace.z[2][0])
+    assert not math.isnan(trace.z[2][1])
 
 
 def test_lines_run_over_the_targets_layers_with_their_intervals() -> None:

@@ -1,8 +1,10 @@
 """Figures show the numbers of their tables, all of them, and nothing else."""
 
 import math
+import re
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import plotly.io as pio
@@ -15,8 +17,16 @@ from lrt_lens.figures._steering import (
     grid_figure,
     steering_figure,
 )
-from lrt_lens.figures._template import ARM_STYLES, hook_order, ordered_arms
+from lrt_lens.figures._template import (
+    ARM_STYLES,
+    NEUTRAL,
+    count_range,
+    hook_order,
+    ordered_arms,
+    with_counts,
+)
 from lrt_lens.models import short_hook
+from lrt_lens.stitching._pair_table import heat_of_pairs
 
 CONCEPT = "sycophancy"
 SOURCES = ["hook_embed", "blocks.0.hook_resid_pre", "blocks.10.hook_resid_post"]
@@ -168,10 +178,10 @@ def test_every_figure_uses_the_template_and_names_the_units() -> None:
 def test_grid_cells_are_the_values_of_the_table() -> None:
     scores = _scores()
     fit, null = grid_figure(scores, value="r2_uniform").data
-    assert list(fit.x) == ["embed", "0.pre", "10.post"]
-    assert list(fit.y) == ["2.post", "11.mid"]
-    for column, source in enumerate(SOURCES):
-        for row, target in enumerate(TARGETS):
+    assert list(fit.y) == ["embed", "0.pre", "10.post"]
+    assert list(fit.x) == ["2.post", "11.mid"]
+    for row, source in enumerate(SOURCES):
+        for column, target in enumerate(TARGETS):
             cell = scores[(scores.source_hook == source) & (scores.target_hook == target)].iloc[0]
             assert fit.z[row][column] == cell.r2_uniform
             assert null.z[row][column] == cell.r2_null
@@ -183,6 +193,59 @@ def test_grid_cells_are_the_values_of_the_table() -> None:
                 1000,
                 1e-3,
             ]
+
+
+def test_a_grid_opens_on_gain_where_it_is_known_and_reads_like_the_table() -> None:
+    scores = _scores().assign(gain_cv=0.3)
+    figure = grid_figure(scores)
+    assert set(np.ravel(figure.data[0].z)) == {0.3}
+    assert "gain over token identity" in _layout(figure)["annotations"][0]["text"]
+    assert set(np.ravel(grid_figure(_scores()).data[0].z)) == set(_scores()["r2"])
+    # Rows and columns are those of the table that a notebook shows, from top to bottom.
+    table = heat_of_pairs(scores, "gain_cv")
+    names = re.findall(r"<th[^>]*>([^<]+)</th>", table)
+    assert names == ["source ↓ target →", *figure.data[0].x, *figure.data[0].y]
+    axes = _layout(figure)
+    assert axes["yaxis"]["autorange"] == "reversed"
+    assert (axes["xaxis"]["title"]["text"], axes["yaxis"]["title"]["text"]) == (
+        "target hook point",
+        "source hook point",
+    )
+
+
+def test_the_title_of_a_grid_says_how_many_tokens_fitted_it() -> None:
+    assert _layout(grid_figure(_scores()))["title"]["text"].endswith(", n = 1,000 fitting tokens")
+    surveyed = _scores().assign(n_tokens=[20_000] * 3 + [84_000] * 3)
+    assert "n = 20,000–84,000 fitting tokens" in _layout(grid_figure(surveyed))["title"]["text"]
+    unknown = _scores().drop(columns="n_tokens")
+    assert "n =" not in _layout(grid_figure(unknown))["title"]["text"]
+
+
+def test_counts_stand_behind_a_title_and_unknown_ones_are_left_out() -> None:
+    figure = go.Figure(layout={"title": {"text": "Title", "subtitle": {"text": "below"}}})
+    with_counts(figure, {"items": 1200, "texts": None, "tokens": (5, 5), "rows": 0})
+    assert figure.layout.title.text == "Title, n = 1,200 items, 5 tokens"
+    assert figure.layout.title.subtitle.text == "below"
+    assert with_counts(go.Figure(layout_title="Title"), {"items": 0}).layout.title.text == "Title"
+    table = pd.DataFrame({"n": [3, math.nan, 1]})
+    assert (count_range(table, "n"), count_range(table, "m")) == ((1, 3), None)
+
+
+def test_arms_differ_in_print_without_colour() -> None:
+    # Every grey has a contrast of at least 2 with white paper (WCAG), so that no arm disappears,
+    # and the two that are compared most differ in grey. All others differ in dash and marker.
+    contrasts = {name: 1.05 / (luminance(one.colour) + 0.05) for name, one in ARM_STYLES.items()}
+    assert min(contrasts.values()) > 2, contrasts
+    ratio = contrasts["native"] / contrasts["transferred"]
+    assert max(ratio, 1 / ratio) > 1.3
+    assert 1.05 / (luminance(NEUTRAL) + 0.05) > 4.5, "text"
+
+
+def luminance(colour: str) -> float:
+    """Return the relative luminance of a hex colour, 0 to 1 (WCAG 2.1)."""
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return float(np.dot([0.2126, 0.7152, 0.0722], linear))
 
 
 def test_the_null_shares_the_colour_scale_and_is_explained() -> None:
@@ -211,10 +274,8 @@ def test_the_menus_switch_each_panel_to_another_column() -> None:
     assert [button["label"] for button in right["buttons"]] == ["r2_null", "r2_token"]
     data, _, panel = right["buttons"][1]["args"]
     assert panel == [1]
-    assert data["z"][0] == [
-        [pytest.approx(0.21)] * 3,
-        [0.2] * 3,
-    ]  # r2_token differs between the two targets only
+    # r2_token differs between the two targets only.
+    assert data["z"][0] == [[pytest.approx(0.21), 0.2]] * 3
     data, heading, panel = left["buttons"][0]["args"]
     assert panel == [0]
     assert data["z"][0] == [list(row) for row in grid_figure(_scores(), value="r2").data[0].z]
@@ -224,7 +285,7 @@ def test_the_menus_switch_each_panel_to_another_column() -> None:
 def test_the_chosen_pair_is_outlined_in_both_panels() -> None:
     shapes = _layout(grid_figure(_scores(), chosen=(SOURCES[2], TARGETS[0])))["shapes"]
     assert [(shape["x0"], shape["x1"], shape["y0"], shape["y1"]) for shape in shapes] == [
-        (1.5, 2.5, -0.5, 0.5)
+        (-0.5, 0.5, 1.5, 2.5)
     ] * 2
     assert {shape["xref"] for shape in shapes} == {"x", "x2"}
 

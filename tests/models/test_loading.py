@@ -211,3 +211,21 @@ def test_a_name_that_is_nowhere_says_so_at_once() -> None:
         " that can be reached",
     ):
         HookedModel.load("no-such-folder/model")
+
+
+def test_a_folder_with_the_name_of_a_known_model_announces_no_download(
+    model_folder: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    recwarn: pytest.WarningsRecorder,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    # For this alias TransformerLens says that it "will now load" openai-community/gpt2.
+    folder = tmp_path / "gpt2-small"
+    folder.symlink_to(model_folder, target_is_directory=True)
+    for given in (folder, AutoModelForCausalLM.from_pretrained(folder)):
+        hooked = HookedModel.load(given)
+        assert (hooked.name, hooked.bridge.cfg.model_name) == ("gpt2-small", "gpt2-small")
+    printed = "".join(capfd.readouterr())
+    said = [caplog.text, printed, *(str(warning.message) for warning in recwarn)]
+    assert not [text for text in said if "will now load" in text or "DEPRECATED" in text]

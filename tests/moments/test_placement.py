@@ -327,3 +327,10 @@ def assert_same(ours: CrossMoments, theirs: CrossMoments) -> None:
     wanted = theirs.tensors()
     for name, tensor in ours.tensors().items():
         assert torch.equal(tensor, wanted[name]), name
+
+
+def test_moments_that_do_not_fit_lead_to_the_survey() -> None:
+    with pytest.raises(ValueError, match=r"take 23.6 GB and 1 GB are free on cpu; ") as caught:
+        placements.refuse_more_than_there_is(int(23.6e9), int(1e9))
+    for remedy in ("fit_stitches(pair, documents, memory_budget='8GB') survey", "lrt.survey"):
+        assert remedy in str(caught.value)

@@ -546,3 +546,29 @@ def test_nan_in_the_record_comes_back(model: Any, tmp_path: Path) -> None:
     assert np.isnan(SteeringVector.load(path).median_norm)
     known = replace(vector, median_norm=2.5).export(tmp_path / "w.json", "vllm-lens")
     assert SteeringVector.load(known).median_norm == 2.5
+
+
+def test_files_that_are_no_vector_are_refused_for_what_they_are(tmp_path: Path) -> None:
+    row = np.ones(8, "float32")
+    np.savez(tmp_path / "several.npz", row=row)
+    np.save(tmp_path / "rows.npy", np.ones((3, 8), "float32"))
+    torch.save(torch.ones(3, 8), tmp_path / "rows.pt")
+    torch.save(row, tmp_path / "array.pt")
+    reasons = {
+        "several.npz": "an archive of numpy arrays",
+        "rows.npy": r"float32 \[3, 8\] at 'the array'; expected one direction",
+        "rows.pt": r"float32 \[3, 8\] at 'the tensor'; expected one direction",
+        "array.pt": "more than tensors and plain values.* an array of numpy with np.save",
+    }
+    for name, reason in reasons.items():
+        with pytest.raises(FileFormatError, match=reason):
+            SteeringVector.load(tmp_path / name, at=2)
+
+
+def test_a_tensor_in_safetensors_asks_for_its_hook_point_as_other_tensors_do(
+    tmp_path: Path,
+) -> None:
+    save_file({"direction": torch.ones(8)}, tmp_path / "bare.safetensors")
+    with pytest.raises(ValueError, match="holds a tensor alone, .* give at="):
+        SteeringVector.load(tmp_path / "bare.safetensors")
+    assert SteeringVector.load(tmp_path / "bare.safetensors", at=2).direction.sum() == 8

@@ -9,16 +9,20 @@ import torch
 
 from lrt_lens.errors import MismatchError
 from lrt_lens.models._belonging import Origin
+from lrt_lens.models._hook_points import EMBED
+from lrt_lens.moments import CrossMoments
 from lrt_lens.stitching import StreamStatistics
+from tests.rows import ROWS_PER_DOCUMENT, Rows
 
 SOURCE, TARGET = "blocks.1.hook_resid_post", "blocks.2.hook_resid_post"
 
 
-def assert_same_maps(one: Any, other: Any) -> None:
+def assert_same_maps(one: Any, other: Any, tolerance: float = 0.0) -> None:
     for way in ("up", "down"):
         first, second = getattr(one, way), getattr(other, way)
-        assert torch.equal(first.weight, second.weight)
-        assert torch.equal(first.bias, second.bias)
+        for name in ("weight", "bias"):
+            ours, theirs = getattr(first, name), getattr(second, name)
+            torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
         assert (first.source_hook, first.target_hook) == (second.source_hook, second.target_hook)
 
 
@@ -73,9 +77,8 @@ def test_reversing_exchanges_everything(stitch: Any) -> None:
     assert (back.scores["source_hook"], back.scores["target_hook"]) == (TARGET, SOURCE)
     assert torch.equal(back.null.up.weight, stitch.null.down.weight)
     assert torch.equal(back.refits[3].up.weight, stitch.refits[3].down.weight)
-    assert not {"cosine", "r2_null", "r2_token"} & set(back.scores), (
-        "these were measured on the way up alone"
-    )
+    assert back.scores["r2_token_down"] == stitch.scores["r2_token"]
+    assert "r2_token" not in back.scores, "the target's embedding was not harvested"
 
 
 def test_reversing_twice_is_the_same_stitch(owned_stitch: Any) -> None:
@@ -86,8 +89,48 @@ def test_reversing_twice_is_the_same_stitch(owned_stitch: Any) -> None:
         assert_same_maps(one, other)
     assert twice.provenance == owned_stitch.provenance
     assert twice.source_statistics is owned_stitch.source_statistics
-    assert twice.scores == {key: owned_stitch.scores[key] for key in twice.scores}
-    assert {"r2", "r2_uniform", "r2_cv", "alpha", "r2_down", "cka", "n_tokens"} <= set(twice.scores)
+    assert twice.scores == owned_stitch.scores
+
+
+def test_a_reversed_stitch_has_the_scores_of_one_that_is_fitted_the_other_way(
+    rows: Rows, layered: Any
+) -> None:
+    x = layered["source"]
+    y = layered["target"] | {EMBED: layered["target"][TARGET][:, :4] ** 3}
+
+    def fitted(source: Any, target: Any, hook_pair: Any, turn: int) -> Any:
+        pairs = (hook_pair, (hook_pair[0], EMBED))
+        options: dict[str, Any] = {"moment_dtype": torch.float64, "null": "full"}
+        moments = CrossMoments(pairs=pairs, token_hook=EMBED, **options)
+        sides = (source, target)
+        for part in np.unique(rows.parts):
+            index = torch.from_numpy(np.flatnonzero(rows.parts == part))
+            blocks = ({hook: v[index] for hook, v in side.items()} for side in sides)
+            # Row i of the target is paired with row π(i) of the source; the other way it is π⁻¹.
+            pairing = torch.arange(len(index)).roll(turn)
+            moments.add_block(int(part), *blocks, pairing)
+        return moments.fit()[hook_pair]
+
+    there = fitted(x, y, (SOURCE, TARGET), -ROWS_PER_DOCUMENT)
+    back = fitted(y, x, (TARGET, SOURCE), ROWS_PER_DOCUMENT)
+    reversed_scores = there.reversed().scores
+    assert set(reversed_scores) == set(back.scores)
+    controls = {"r2_null", "r2_token", "r2_uniform_token", "gain_cv", "cosine", "rank"}
+    assert controls <= set(reversed_scores)
+    for name, value in back.scores.items():
+        expected = value if isinstance(value, str) else pytest.approx(value, abs=1e-10)
+        assert reversed_scores[name] == expected, name
+    assert abs(back.scores["r2_null"]) < 0.2 < back.scores["r2_token"], "controls are not trivial"
+    assert_same_maps(there.reversed().null, back.null, 1e-10)
+
+
+def test_a_stitch_without_shuffled_pairs_has_no_null_in_either_direction(
+    layered_moments: Any,
+) -> None:
+    back = layered_moments(null="none", token=False).fit()[SOURCE, TARGET].reversed()
+    assert back.null is None
+    assert not {"r2_null", "r2_token", "gain_cv"} & set(back.scores)
+    assert "cosine" in back.scores
 
 
 def test_a_reversed_stitch_belongs_to_the_models_exchanged(owned_stitch: Any, pair: Any) -> None:

@@ -37,6 +37,7 @@ from torch import Tensor
 
 from lrt_lens._progress import tqdm
 from lrt_lens._repr_html import card, note, table
+from lrt_lens._short_repr import ShortRepr
 from lrt_lens.adapters.concepts._concept_map import TextRead, contrast_sets
 from lrt_lens.adapters.concepts._row_maps import RowMap
 from lrt_lens.adapters.concepts._rows import PairRows, cosine, ends_of, known_rows, read_rows
@@ -53,8 +54,8 @@ _COUNT_SHARES = (0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.85, 0.95, 1.05, 1.2, 1.5, 2, 
 """Default numbers of texts as shares of d, dense around d."""
 
 
-@dataclass(frozen=True)
-class ConceptInterpolation:
+@dataclass(frozen=True, repr=False)
+class ConceptInterpolation(ShortRepr):
     """Cosines to the native vector over the number of texts."""
 
     table: pd.DataFrame

@@ -476,7 +476,7 @@ def contrast_sets(contrast: ContrastSet | Sequence[ContrastSet]) -> list[Contras
     """The contrast sets as a list.
 
     Raises:
-        ValueError: there is none, two share a name, or one shows a single class.
+        ValueError: there is none, two share a name, or one shows a single class or is not paired.
     """
     sets = [contrast] if isinstance(contrast, ContrastSet) else list(contrast)
     if not sets or not all(isinstance(one, ContrastSet) for one in sets):
@@ -488,6 +488,7 @@ def contrast_sets(contrast: ContrastSet | Sequence[ContrastSet]) -> list[Contras
     if len(set(names)) < len(names):
         raise ValueError(f"contrast sets share a name: {names}; give each its own")
     for one in sets:
+        one.refuse_unpaired("a concept map holds out both texts of a pair together")
         # Equal sets have equal means, so there is no direction to learn.
         if set(one.positive) == set(one.negative):
             raise ValueError(

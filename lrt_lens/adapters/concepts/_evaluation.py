@@ -39,6 +39,7 @@ import pandas as pd
 from lrt_lens._progress import tqdm
 from lrt_lens._repr_html import card, note, table
 from lrt_lens._settings import resolve, takes
+from lrt_lens._short_repr import ShortRepr
 from lrt_lens.adapters.concepts._arms import LayerRows, concept_arms, contrast_refits, source_arm
 from lrt_lens.adapters.concepts._concept_arm import ConceptArm
 from lrt_lens.adapters.concepts._concept_curves import ArmCurve, ConceptCurves, ContrastRefit
@@ -100,8 +101,8 @@ class Concept:
         return cls(answer_contrast(train), test)
 
 
-@dataclass(frozen=True)
-class ConceptTransfer:
+@dataclass(frozen=True, repr=False)
+class ConceptTransfer(ShortRepr):
     """Propensities, probabilities and effects of every arm of every concept over β."""
 
     table: pd.DataFrame

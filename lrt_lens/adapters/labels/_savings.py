@@ -35,7 +35,9 @@ import pandas as pd
 
 from lrt_lens._repr_html import card, note, table
 from lrt_lens._settings import Settings
+from lrt_lens._short_repr import ShortRepr
 from lrt_lens.figures._label_savings import label_savings_figure
+from lrt_lens.figures._template import with_counts
 from lrt_lens.statistics._draws import prediction_interval
 from lrt_lens.statistics._intervals import expanded_percentiles, resamples, t_quantile
 
@@ -61,8 +63,8 @@ class LabelSavingsSettings(Settings):
     """Seed of divisions and draws."""
 
 
-@dataclass(frozen=True)
-class LabelSavings:
+@dataclass(frozen=True, repr=False)
+class LabelSavings(ShortRepr):
     """Quality over the number of labels of the target, and how many a transfer saves."""
 
     table: pd.DataFrame
@@ -121,7 +123,8 @@ class LabelSavings:
 
     def figure(self) -> Any:
         """Return a plotly figure of each measure over k, one line per arm."""
-        return label_savings_figure(self.summary)
+        counts = {f"held-out {self.table['unit'].iloc[0]}": self.n_held_out}
+        return with_counts(label_savings_figure(self.summary), counts)
 
     def _repr_html_(self) -> str:
         unit = self.table["unit"].iloc[0]

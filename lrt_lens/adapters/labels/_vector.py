@@ -59,9 +59,9 @@ def combine_vector(
 
     Raises:
         MismatchError: the vector belongs to another model, or the statistics to another width.
-        ValueError: a weight outside 0 to 1, ``"fidelity"`` without a fidelity, fewer than two pairs
-            that can be read, pairs whose texts have the same states, or a vector whose texts were
-            not read by a known rule.
+        ValueError: a weight outside 0 to 1, ``"fidelity"`` without a fidelity, texts that are not
+            paired, fewer than two pairs that can be read, pairs whose texts have the same states,
+            or a vector whose texts were not read by a known rule.
 
     Source: shrinkage of James and Stein (1961) towards a direction of another model.
     """
@@ -71,6 +71,7 @@ def combine_vector(
     _check_weight(weight, fidelity)
     if contrast is None:
         return transferred
+    contrast.refuse_unpaired("the spread of the differences within pairs sets the weight")
     states = transferred.states(hooked, contrast, at=transferred.hook)
     if len(states) < 2:
         raise ValueError(

@@ -71,13 +71,14 @@ def evaluate_vector_labels(
 
     Raises:
         MismatchError: models that are not the stitch's.
-        ValueError: a k that is larger than the number of pairs that are not held out, or pairs
-            whose texts have the same states.
+        ValueError: texts that are not paired, a k that is larger than the number of pairs that are
+            not held out, or pairs whose texts have the same states.
     """
     settings = resolve(LabelSavingsSettings, settings, options)
     stitch.check(pair.source, pair.target)
     rules: dict[str, Any] = {"short_texts": short_texts}
     models = [pair.source, pair.target]
+    contrast.refuse_unpaired("labelled pairs are drawn and held out")
     kept = readable(models, contrast.texts, read, pairs=True, **rules)
     # Both models keep the same pairs; the first half of the texts are the positive ones.
     numbers = [int(i) for i in kept.index if i < len(contrast)]

@@ -87,9 +87,10 @@ def contrast_learner(
     """Return the learner of a steering vector; texts are the positive ones, then the negative ones.
 
     Args:
-        states: states of the pairs at any hook point, of which only number and names are used.
-        method: rule by which a direction is learnt from pairs.
-        n_folds: number of folds of pairs; at most half the number of pairs.
+        states: states of the texts at any hook point, of which only numbers and names are used.
+        method: rule by which a direction is learnt from them.
+        n_folds: number of folds of pairs; at most half the number of pairs. Of texts that are not
+            paired, each fold has positive and negative texts, both in equal shares.
         seed: seed of the folds.
 
     Raises:
@@ -101,25 +102,29 @@ def contrast_learner(
             f"{n} contrast pair(s) can be read; cross-validation needs at least {FEWEST_PAIRS}: "
             "give more pairs"
         )
-    group = group_numbers(n, min(n_folds, n // 2), seed)
-    # Both texts of a pair are in one fold.
-    both = np.concatenate([group, group])
-    folds = [(np.flatnonzero(both != k), np.flatnonzero(both == k)) for k in range(group.max() + 1)]
+    # Sides of one length are divided alike, so that both texts of a pair are in one fold.
+    both = np.concatenate(
+        [group_numbers(size, min(n_folds, n // 2), seed) for size in states.sizes]
+    )
+    folds = [(np.flatnonzero(both != k), np.flatnonzero(both == k)) for k in range(both.max() + 1)]
 
     def learn(rows: np.ndarray, index: np.ndarray) -> Logistic:
-        pairs = index[index < n]
+        positive, negative = (rows[index[is_of_side[index]]] for is_of_side in sides)
         part = replace(
-            states,
-            positive=torch.from_numpy(rows[pairs]),
-            negative=torch.from_numpy(rows[pairs + n]),
+            states, positive=torch.from_numpy(positive), negative=torch.from_numpy(negative)
         )
         v = part.direction(method).double().numpy()
-        # (x − m)·v/‖v‖² is 1 apart for the two class means of a mean difference.
+        # (x − m)·v/‖v‖² is 1 apart for the two class means of a mean difference, with m between
+        # them.
         weight = v / (v @ v)
-        return Logistic(weight[:, None], np.array([-rows[index].mean(0) @ weight]))
+        middle = (positive.mean(0) + negative.mean(0)) / 2
+        return Logistic(weight[:, None], np.array([-middle @ weight]))
 
-    truth = np.repeat([1, 0], n)
-    return ArtefactLearner(truth, tuple(folds), np.tile(np.arange(n), 2), learn, True)
+    truth = np.repeat([1, 0], states.sizes)
+    sides = (truth == 1, truth == 0)
+    # Texts of a pair are not independent of each other, others are.
+    groups = np.tile(np.arange(n), 2) if states.paired else np.arange(len(truth))
+    return ArtefactLearner(truth, tuple(folds), groups, learn, True)
 
 
 def label_learner(

@@ -63,11 +63,13 @@ import pandas as pd
 from lrt_lens._progress import tqdm
 from lrt_lens._repr_html import card, note, table
 from lrt_lens._settings import Settings, resolve, takes
+from lrt_lens._short_repr import ShortRepr
 from lrt_lens.adapters.probes._linear_probe import RECENTRE, LinearProbe
 from lrt_lens.adapters.probes._probe_arms import Prediction, ProbeArms
 from lrt_lens.adapters.probes._recentring import refuse_few
 from lrt_lens.adapters.probes._split import Labelled, separate_texts
 from lrt_lens.figures._probes import probe_figure
+from lrt_lens.figures._template import with_counts
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.models._reading import Read, Readable, ShortTexts, readable
 from lrt_lens.models._text_codec import text_list
@@ -120,8 +122,8 @@ class ProbeEvaluationSettings(Settings):
     """Seed of splits and draws."""
 
 
-@dataclass(frozen=True)
-class ProbeEvaluation:
+@dataclass(frozen=True, repr=False)
+class ProbeEvaluation(ShortRepr):
     """Accuracies of all arms on the same test texts."""
 
     table: pd.DataFrame
@@ -165,7 +167,8 @@ class ProbeEvaluation:
 
     def figure(self) -> Any:
         """Return a plotly figure of the accuracy of every arm and of the learning curve over k."""
-        return probe_figure(self.table, chance=self.chance)
+        figure = probe_figure(self.table, chance=self.chance)
+        return with_counts(figure, {"test texts": self.n_test})
 
     def _repr_html_(self) -> str:
         dropped = f"; {self.n_dropped} texts were too short" if self.n_dropped else ""

@@ -32,6 +32,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lrt_lens._given_tensors import float_tensor
 from lrt_lens._hub import is_hub_id
 from lrt_lens._late import implementation
 from lrt_lens._repr_html import card, facts
@@ -47,6 +48,7 @@ from lrt_lens.adapters.probes._probe_rows import corpus_digest, read_rows, row_l
 from lrt_lens.adapters.vectors._label_share import LabelShare
 from lrt_lens.errors import NonFiniteError
 from lrt_lens.models._belonging import Origin, refuse_impossible_hook, refuse_other_reader
+from lrt_lens.models._given_origin import set_origin
 from lrt_lens.models._hook_points import resolve
 from lrt_lens.models._hooked_model import HookedModel, load_model
 from lrt_lens.models._identity import ModelIdentity
@@ -85,9 +87,11 @@ class LinearProbe:
     classes: tuple[Label, ...]
     """Classes in the order of the probabilities."""
     hook: str
-    """Hook point at which the probe was fitted, or to which it was transferred."""
+    """Hook point at which the probe was fitted, or to which it was transferred. The number of a
+    block becomes the name of the stream after it."""
     model: ModelIdentity | None = None
-    """Model that the probe belongs to; None for a probe of unknown origin."""
+    """Model that the probe belongs to; None for a probe of unknown origin. A model becomes its
+    identity."""
     read: EveryRead = "last"
     """Position of a text that is read; ``"every"`` reads each unmasked token on its own."""
     name: str = "probe"
@@ -121,6 +125,10 @@ class LinearProbe:
     """Hash of these texts."""
 
     def __post_init__(self) -> None:
+        for name in ("weight", "bias"):
+            object.__setattr__(self, name, float_tensor(name, getattr(self, name)))
+        object.__setattr__(self, "classes", tuple(self.classes))
+        set_origin(self)
         # Two classes need one logit, that of the second class.
         columns = 1 if len(self.classes) == 2 else len(self.classes)
         if (

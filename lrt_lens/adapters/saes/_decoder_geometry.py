@@ -35,6 +35,7 @@ from einops import einsum, rearrange, reduce
 from torch import Tensor
 
 from lrt_lens._repr_html import card, table
+from lrt_lens._short_repr import ShortRepr
 from lrt_lens.adapters.saes._feature_matching import FeatureMatches
 from lrt_lens.errors import MismatchError, NonFiniteError
 from lrt_lens.figures._decoder_geometry import decoder_geometry_figure
@@ -55,8 +56,8 @@ _ALPHAS = tuple(10.0**power for power in range(-5, 3))
 """Penalties, relative to the mean square of a singular value."""
 
 
-@dataclass(frozen=True)
-class DecoderGeometry:
+@dataclass(frozen=True, repr=False)
+class DecoderGeometry(ShortRepr):
     """Residual and held-out R² of a regression between two decoders, per arm."""
 
     table: pd.DataFrame

@@ -20,8 +20,10 @@ import pandas as pd
 import torch
 
 from lrt_lens._repr_html import card, note, table
+from lrt_lens._short_repr import ShortRepr
 from lrt_lens.adapters.saes._sae_pass import CodeTally
 from lrt_lens.figures._sae import sae_figure
+from lrt_lens.figures._template import count_range, with_counts
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.statistics._bootstrap import bootstrap_ratio
 from lrt_lens.statistics._draws import prediction_interval
@@ -59,8 +61,8 @@ ARMS = (
 """Arms in the order of tables and figures."""
 
 
-@dataclass(frozen=True)
-class SAEEvaluation:
+@dataclass(frozen=True, repr=False)
+class SAEEvaluation(ShortRepr):
     """L0, FVU, ΔCE, recovered loss and dead features of each SAE, with intervals."""
 
     table: pd.DataFrame
@@ -118,7 +120,8 @@ class SAEEvaluation:
 
     def figure(self) -> Any:
         """Plotly figure of each metric by arm with its interval."""
-        return sae_figure(self.table)
+        counts = {unit: count_range(self.table, f"n_{unit}") for unit in ("tokens", "documents")}
+        return with_counts(sae_figure(self.table), counts)
 
     def _repr_html_(self) -> str:
         measured = [

@@ -38,6 +38,7 @@ import torch
 
 from lrt_lens._repr_html import card, note, table
 from lrt_lens._settings import resolve
+from lrt_lens._short_repr import ShortRepr
 from lrt_lens.adapters.saes._compatibility import (
     refuse_foreign_sae,
     refuse_other_positions,
@@ -69,8 +70,8 @@ SHARE = 0.95
 """Threshold of the summary, as a share of scratch's final explained variance."""
 
 
-@dataclass(frozen=True)
-class SAEInitialisation:
+@dataclass(frozen=True, repr=False)
+class SAEInitialisation(ShortRepr):
     """Training runs from all initialisations."""
 
     history: pd.DataFrame = field(repr=False)

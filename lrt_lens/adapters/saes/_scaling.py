@@ -35,6 +35,7 @@ import pandas as pd
 from scipy.optimize import minimize_scalar
 
 from lrt_lens._repr_html import card, note, table
+from lrt_lens._short_repr import ShortRepr
 from lrt_lens.adapters.saes._compatibility import require_sae
 from lrt_lens.adapters.saes._initialisation import (
     UNSTITCHED,
@@ -86,8 +87,8 @@ class PowerLaw:
         return math.exp(log) if log < 700 else float("inf")
 
 
-@dataclass(frozen=True)
-class SAEScaling:
+@dataclass(frozen=True, repr=False)
+class SAEScaling(ShortRepr):
     """Training runs of several widths from all initialisations, with their power laws."""
 
     history: pd.DataFrame = field(repr=False)

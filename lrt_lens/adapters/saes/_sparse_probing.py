@@ -48,6 +48,7 @@ from torch import Tensor
 from lrt_lens._progress import tqdm
 from lrt_lens._repr_html import card, note, table
 from lrt_lens._settings import Settings, resolve, takes
+from lrt_lens._short_repr import ShortRepr
 from lrt_lens.adapters.probes._labels import class_numbers, classes_of
 from lrt_lens.adapters.probes._linear_probe import LinearProbe
 from lrt_lens.adapters.probes._logistic import fit_logistic, probabilities
@@ -56,6 +57,7 @@ from lrt_lens.adapters.probes._split import Labelled, separate_texts
 from lrt_lens.adapters.saes._compatibility import refuse_foreign_sae, require_sae, trained_context
 from lrt_lens.errors import NonFiniteError
 from lrt_lens.figures._probes import sparse_probe_figure
+from lrt_lens.figures._template import with_counts
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.models._reading import ShortTexts, read_tokens, readable, row_rule
@@ -110,8 +112,8 @@ class SparseProbeSettings(Settings):
             raise ValueError(f"ks is {list(self.ks)}; expected numbers of features, 1 or more")
 
 
-@dataclass(frozen=True)
-class SparseProbeEvaluation:
+@dataclass(frozen=True, repr=False)
+class SparseProbeEvaluation(ShortRepr):
     """Accuracy over the number of features, for all arms on the same test texts."""
 
     table: pd.DataFrame
@@ -151,7 +153,8 @@ class SparseProbeEvaluation:
 
     def figure(self) -> Any:
         """Plotly figure of accuracy over k, one line per arm."""
-        return sparse_probe_figure(self.table, chance=self.chance)
+        figure = sparse_probe_figure(self.table, chance=self.chance)
+        return with_counts(figure, {"test texts": self.n_test})
 
     def _repr_html_(self) -> str:
         parts = {

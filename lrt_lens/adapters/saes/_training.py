@@ -32,6 +32,7 @@ from torch import Tensor
 from lrt_lens._progress import tqdm
 from lrt_lens._repr_html import card, note, table
 from lrt_lens._settings import Settings, resolve, takes
+from lrt_lens._short_repr import ShortRepr
 from lrt_lens.adapters.saes._compatibility import (
     model_identity_fields,
     refuse_foreign_sae,
@@ -89,8 +90,8 @@ class SAETrainingSettings(Settings):
     """Documents that share a fold, as in `HarvestSettings`."""
 
 
-@dataclass(frozen=True)
-class SAETraining:
+@dataclass(frozen=True, repr=False)
+class SAETraining(ShortRepr):
     """A trained SAE with the history of its training."""
 
     sae: Any = field(repr=False)

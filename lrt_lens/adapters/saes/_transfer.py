@@ -68,7 +68,7 @@ def transfer_sae(
     sae: Any,
     stitch: Stitch,
     *,
-    through: MapPair | None = None,
+    through: Any = None,
     input_scale: float | None = None,
     refit: SAERefit | None = None,
 ) -> Any:
@@ -89,7 +89,7 @@ def transfer_sae(
         refit: models, documents and settings of a refit in closed form; None transfers exactly.
 
     Raises:
-        TypeError: ``sae`` is no SAE of SAELens.
+        TypeError: ``sae`` is no SAE of SAELens, or ``through`` is one map.
         ValueError: the encoder is no function of an affine image of its input; or the refit is
             refused, see `refit_sae`.
         MismatchError: the SAE belongs to another width, hook point, model, basis or tokenizer, or
@@ -99,6 +99,11 @@ def transfer_sae(
     Source: Stitching (arXiv 2506.06609) §3.
     """
     maps = stitch.maps if through is None else through
+    if not isinstance(maps, MapPair):
+        raise TypeError(
+            f"through is an {type(maps).__name__}; an SAE needs the maps of both directions, a"
+            " MapPair such as stitch.null"
+        )
     refuse_unfoldable(sae, input_scale)
     width = stitch.up.weight.shape[0]
     refuse_foreign_sae(sae, stitch.source_hook, stitch.source, width=width, input_scale=input_scale)

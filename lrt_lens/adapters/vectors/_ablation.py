@@ -33,6 +33,7 @@ import pandas as pd
 from lrt_lens._progress import tqdm
 from lrt_lens._repr_html import card, table
 from lrt_lens._settings import Settings, resolve, takes
+from lrt_lens._short_repr import ShortRepr
 from lrt_lens.adapters.vectors._ablation_summary import ablation_summary
 from lrt_lens.adapters.vectors._arms import behaviour_arms, known_contrast_of
 from lrt_lens.adapters.vectors._continuations import Classifier, Continuations
@@ -43,6 +44,7 @@ from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.adapters.vectors._vector_arm import REFITS, VectorArm
 from lrt_lens.data._contrast import ChoiceItems, ContrastSet
 from lrt_lens.figures._behaviour import ablation_figure
+from lrt_lens.figures._template import count_range, with_counts
 from lrt_lens.models._hook_points import EMBED
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._ownership import entering
@@ -130,8 +132,8 @@ def ablation_hooks(
     return {name: SteeringHook(setting(direction, 0.0), "all", skip_first) for name in names}
 
 
-@dataclass(frozen=True)
-class AblationEvaluation:
+@dataclass(frozen=True, repr=False)
+class AblationEvaluation(ShortRepr):
     """Drop of a behaviour, and damage, under directional ablation, per arm."""
 
     table: pd.DataFrame
@@ -160,7 +162,8 @@ class AblationEvaluation:
 
     def figure(self) -> Any:
         """Return a plotly figure of drop and damage by arm and hook points."""
-        return ablation_figure(self.summary)
+        counts = {"continuations": count_range(self.summary, "n")}
+        return with_counts(ablation_figure(self.summary), counts)
 
     def _repr_html_(self) -> str:
         return card("AblationEvaluation", table(self.summary))

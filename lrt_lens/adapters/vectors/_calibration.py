@@ -37,6 +37,7 @@ from typing import Any
 import pandas as pd
 
 from lrt_lens._repr_html import card, facts, note, table
+from lrt_lens._short_repr import ShortRepr
 from lrt_lens.adapters.vectors._intervention import Intervention
 from lrt_lens.adapters.vectors._neutral_text import Neutral, NeutralText, Unit
 from lrt_lens.adapters.vectors._scale_search import MAX_EVALUATIONS, search_scale
@@ -132,8 +133,8 @@ def _median_norms(
     return norms
 
 
-@dataclass(frozen=True)
-class Calibration:
+@dataclass(frozen=True, repr=False)
+class Calibration(ShortRepr):
     """The scale that meets a damage budget, and the measurements of the search."""
 
     scale: float

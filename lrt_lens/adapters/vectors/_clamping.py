@@ -35,6 +35,7 @@ import pandas as pd
 from lrt_lens._progress import tqdm
 from lrt_lens._repr_html import card, table
 from lrt_lens._settings import Settings, resolve, takes
+from lrt_lens._short_repr import ShortRepr
 from lrt_lens.adapters.vectors._arms import behaviour_arms, known_contrast_of
 from lrt_lens.adapters.vectors._continuations import Classifier, Continuations
 from lrt_lens.adapters.vectors._levels import level_between
@@ -43,6 +44,7 @@ from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.adapters.vectors._vector_arm import VectorArm
 from lrt_lens.data._contrast import ContrastSet
 from lrt_lens.figures._behaviour import clamp_figure
+from lrt_lens.figures._template import count_range, with_counts
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.models._reading import readable
 from lrt_lens.models._text_codec import text_list
@@ -88,8 +90,8 @@ class ClampSettings(Settings):
     """Show a progress bar."""
 
 
-@dataclass(frozen=True)
-class ClampEvaluation:
+@dataclass(frozen=True, repr=False)
+class ClampEvaluation(ShortRepr):
     """Continuations under clamp steering, and the share of them that show the concept, per arm."""
 
     table: pd.DataFrame
@@ -113,7 +115,8 @@ class ClampEvaluation:
 
     def figure(self) -> Any:
         """Return a plotly figure of the shares of continuations with their intervals."""
-        return clamp_figure(self.summary)
+        counts = {"continuations per arm": count_range(self.summary, "n")}
+        return with_counts(clamp_figure(self.summary), counts)
 
     def _repr_html_(self) -> str:
         return card("ClampEvaluation", table(self.summary))

@@ -9,7 +9,9 @@ one of these vectors is computed from the stored states.
     states.permuted(0).direction("mean_difference")        # a control without the concept
     [part.direction("mean_difference") for part in states.leaving_out(8)]    # for the jackknife
 
-Limits: the states of all pairs are in memory, 2 · pairs · d_model numbers.
+Texts that are not paired have a mean difference, an LDA, permuted labels and groups too.
+
+Limits: the states of all texts are in memory, texts · d_model numbers.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,17 +35,26 @@ _ZERO = 1e-6
 
 @dataclass(frozen=True, eq=False)
 class ContrastStates:
-    """States of the pairs of a contrast set in one model at one hook point."""
+    """States of the texts of a contrast set in one model at one hook point."""
 
     positive: Tensor
-    """States of the positive texts, [pair, d_model]."""
+    """States of the positive texts, [text, d_model]."""
     negative: Tensor
-    """States of the negative texts, [pair, d_model]."""
+    """States of the negative texts, [text, d_model]; row i belongs to row i of ``positive`` if the
+    texts are paired."""
     fields: dict[str, Any] = field(repr=False)
     """Fields of a `SteeringVector` that every method of learning fills in the same way."""
+    paired: bool = True
+    """True if the texts are pairs; both sides then have equally many."""
 
     def __len__(self) -> int:
-        return len(self.positive)
+        """Return the number of pairs; of texts that are not paired, that of the smaller side."""
+        return min(self.sizes)
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Numbers of positive and of negative texts."""
+        return len(self.positive), len(self.negative)
 
     def direction(self, method: str) -> Tensor:
         """Return the direction [d_model] that a method learns from the pairs.
@@ -73,13 +84,16 @@ class ContrastStates:
         return direction
 
     def _mean_difference(self) -> Tensor:
+        if not self.paired:
+            # μ₊ − μ₋, of which the mean of the differences within pairs is a special case.
+            return self.positive.mean(0) - self.negative.mean(0)
         return (self.positive - self.negative).mean(0)
 
     def _discriminant(self) -> Tensor:
         from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
         states = torch.cat([self.positive, self.negative]).double().cpu().numpy()
-        is_positive = np.repeat([1, 0], len(self))
+        is_positive = np.repeat([1, 0], self.sizes)
         # w = Σ⁻¹(μ₊ − μ₋), with Σ the pooled covariance of both sides, shrunk by the rule of
         # Ledoit and Wolf: there are fewer texts than dimensions.
         fit = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(states, is_positive)
@@ -91,6 +105,11 @@ class ContrastStates:
         return (float(self._mean_difference().double() @ unit) * unit).float()
 
     def _principal_component(self) -> Tensor:
+        if not self.paired:
+            self.fields["contrast_set"].refuse_unpaired(
+                "the first principal component is that of the differences within pairs; "
+                "mean_difference and lda need no pairs"
+            )
         difference = (self.positive - self.negative).double()
         # D = U Σ Vᵀ, first row of Vᵀ. D is not centred: its mean is the shared part of the
         # differences, which is the concept.
@@ -102,13 +121,17 @@ class ContrastStates:
     def permuted(self, seed: int) -> "ContrastStates":
         """Return the states with both texts exchanged in a random half of the pairs, as a control.
 
-        The pairs are those of `ContrastSet.permuted`, if none was left out.
+        Of texts that are not paired, as many of each side change sides. The texts are those of
+        `ContrastSet.permuted`, if none was left out.
         """
         contrast: Any = self.fields["contrast_set"]
-        exchanged = torch.from_numpy(contrast.exchanged_pairs(len(self), seed))
-        swap = exchanged[:, None].to(self.positive.device)
-        positive = torch.where(swap, self.negative, self.positive)
-        negative = torch.where(swap, self.positive, self.negative)
+        if self.paired:
+            swaps = (contrast.exchanged_pairs(len(self), seed),) * 2
+        else:
+            swaps = contrast.exchanged_texts(*self.sizes, seed)
+        ours, theirs = (torch.from_numpy(np.flatnonzero(swap)) for swap in swaps)
+        positive, negative = self.positive.clone(), self.negative.clone()
+        positive[ours], negative[theirs] = self.negative[theirs], self.positive[ours]
         contrast = contrast.permuted(seed)
         named = {"name": contrast.name, "contrast": contrast.digest, "contrast_set": contrast}
         return replace(self, positive=positive, negative=negative, fields=self.fields | named)
@@ -116,29 +139,37 @@ class ContrastStates:
     def leaving_out(self, n_groups: int, seed: int = 0) -> Iterator["ContrastStates"]:
         """Yield the states without each of ``n_groups`` random groups of pairs, of equal size ± 1.
 
-        Two models with the same pairs leave out the same pairs.
+        Of texts that are not paired, each group has positive and negative texts, both in equal
+        shares. Two models with the same texts leave out the same texts.
         """
-        group = group_numbers(len(self), n_groups, seed)
+        sides = (self.positive, self.negative)
+        groups = [group_numbers(len(side), n_groups, seed) for side in sides]
         for left_out in range(n_groups):
-            kept = torch.from_numpy(np.flatnonzero(group != left_out)).to(self.positive.device)
-            yield replace(self, positive=self.positive[kept], negative=self.negative[kept])
+            positive, negative = (
+                side[torch.from_numpy(np.flatnonzero(group != left_out)).to(side.device)]
+                for side, group in zip(sides, groups, strict=True)
+            )
+            yield replace(self, positive=positive, negative=negative)
 
 
 def states_without_groups(
     own: ContrastStates, native: ContrastStates, n_groups: int
 ) -> Iterator[tuple[ContrastStates, ContrastStates]]:
-    """Yield the states of two models without each group of the same pairs, for the jackknife.
+    """Yield the states of two models without each group of the same texts, for the jackknife.
 
     There are at most ``n_groups`` groups, see `usable_groups`. Nothing is yielded if the models
-    left out different numbers of pairs as too short, because the groups would not agree.
+    left out different numbers of texts as too short, because the groups would not agree.
     """
     usable = usable_groups(n_groups, len(own))
-    if usable and len(own) == len(native):
+    if usable and own.sizes == native.sizes:
         yield from zip(own.leaving_out(usable), native.leaving_out(usable), strict=True)
 
 
 def states_at_hooks(
-    hooks: Sequence[Sequence[str]], rows: Mapping[str, Tensor], fields: dict[str, Any]
+    hooks: Sequence[Sequence[str]],
+    rows: Mapping[str, Tensor],
+    fields: dict[str, Any],
+    n_positive: int,
 ) -> list[ContrastStates]:
     """Return the states at each hook point, from rows that list all positive texts first.
 
@@ -146,11 +177,22 @@ def states_at_hooks(
         hooks: parts of each hook point; those of a joint one are put side by side.
         rows: states of the texts of a contrast set by part, [text, d_model].
         fields: fields of the vectors that do not depend on the hook point.
+        n_positive: number of positive texts.
+
+    Raises:
+        ValueError: there is no text of a side.
     """
-    found = []
+    n_texts = len(next(iter(rows.values())))
+    if not 0 < n_positive < n_texts:
+        raise ValueError(
+            f"{n_positive} positive and {n_texts - n_positive} negative texts of"
+            f" {fields['name']!r} can be read; expected some of both: give longer texts, or read"
+            " them with short_texts='unmasked'"
+        )
+    found, paired = [], bool(fields["contrast_set"].paired)
     for parts in hooks:
         states = torch.cat([rows[name] for name in parts], dim=1)
-        positive, negative = states.chunk(2)
+        positive, negative = states[:n_positive], states[n_positive:]
         here = {"hook": joint_name(parts), "median_norm": float(states.norm(dim=1).median())}
-        found.append(ContrastStates(positive, negative, fields | here))
+        found.append(ContrastStates(positive, negative, fields | here, paired=paired))
     return found

@@ -39,6 +39,7 @@ import pandas as pd
 from lrt_lens._progress import tqdm
 from lrt_lens._repr_html import card, table
 from lrt_lens._settings import Settings, resolve, takes
+from lrt_lens._short_repr import ShortRepr
 from lrt_lens.adapters.vectors._arms import (
     drawn_arms,
     learnt_arms,
@@ -55,6 +56,7 @@ from lrt_lens.adapters.vectors._vector_arm import REFITS, VectorArm
 from lrt_lens.data._behaviours import answer_contrast
 from lrt_lens.data._contrast import ChoiceItems
 from lrt_lens.figures._propensity import propensity_figure
+from lrt_lens.figures._template import count_range, with_counts
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.statistics._bootstrap import Clusters, bootstrap_mean
 from lrt_lens.statistics._correlations import bootstrap_correlation, correlations
@@ -111,8 +113,8 @@ class PropensitySettings(Settings):
     """Show a progress bar."""
 
 
-@dataclass(frozen=True)
-class PropensityEvaluation:
+@dataclass(frozen=True, repr=False)
+class PropensityEvaluation(ShortRepr):
     """Agreement of transferred and native steering on each task."""
 
     table: pd.DataFrame
@@ -164,7 +166,10 @@ class PropensityEvaluation:
 
     def figure(self) -> Any:
         """Return LRT's figure 5 in plotly, next to r of changes: one box per task and arm."""
-        return propensity_figure(self.table)
+        return with_counts(
+            propensity_figure(self.table),
+            {"test prompts per task": count_range(self.table, "n_test")},
+        )
 
     def _repr_html_(self) -> str:
         return card("PropensityEvaluation", table(self.summary))

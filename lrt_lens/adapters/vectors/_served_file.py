@@ -8,9 +8,12 @@ file. Mechanism: what the file said beyond the direction is kept with the vector
 Limits: a vector that is transferred or changed has no file any more.
 """
 
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+from safetensors import SafetensorError, safe_open
 
 FileKind = Literal["gguf", "safetensors", "numpy", "torch", "json", ""]
 """Kind of a file by its first bytes; empty if it is none of these."""
@@ -52,6 +55,27 @@ def kind_of(path: Path) -> FileKind:
 def is_served(path: Path) -> bool:
     """Return whether a path may be a file or folder of another program.
 
-    A safetensors file is none: it may be one of ours.
+    A safetensors file is none unless it can be read and has no schema version: a damaged one may be
+    one of ours.
     """
-    return path.is_dir() or (path.is_file() and kind_of(path) not in ("", "safetensors"))
+    if not path.is_file():
+        return path.is_dir()
+    kind = kind_of(path)
+    return _has_no_schema(path) if kind == "safetensors" else kind != ""
+
+
+def _has_no_schema(path: Path) -> bool:
+    try:
+        with safe_open(path, "pt") as file:
+            return "schema_version" not in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
+
+
+def is_archive_of_arrays(path: Path) -> bool:
+    """Return whether a file is an archive of ``np.savez``, which begins as those of torch do."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    return bool(names) and all(name.endswith(".npy") for name in names)

@@ -6,8 +6,10 @@ from typing import Any, Literal, cast
 import pandas as pd
 
 from lrt_lens._repr_html import card, note, table
+from lrt_lens._short_repr import ShortRepr
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.figures import _steering as figures
+from lrt_lens.figures._template import with_counts
 from lrt_lens.stitching._stitch import RowScore
 
 _HOW = (
@@ -18,8 +20,8 @@ _HOW = (
 """Note below the table in a notebook."""
 
 
-@dataclass(frozen=True)
-class SteeringEvaluation:
+@dataclass(frozen=True, repr=False)
+class SteeringEvaluation(ShortRepr):
     """Curves of all arms over scales, and their effects at equal damage."""
 
     table: pd.DataFrame
@@ -56,6 +58,10 @@ class SteeringEvaluation:
     """R² of the stitch on the texts of the contrast set; None if these are unknown."""
     n_spanning: int = 0
     """Number of items in which a token spans the end of the prompt; it is scored as one."""
+    n_items: int = 0
+    """Number of items on which arms are compared; 0 if unknown."""
+    n_texts: int = 0
+    """Number of neutral texts on which damage is measured; 0 if unknown."""
 
     @property
     def concept(self) -> str:
@@ -67,11 +73,14 @@ class SteeringEvaluation:
 
         ``"curves"`` shows propensity over scale instead, ``"damage"`` effect over damage.
         """
+        concept = self.concept
         if kind == "summary":
-            return figures.summary_figure(self.summary, concept=self.concept)
-        if kind == "curves":
-            return figures.steering_figure(self.table, concept=self.concept)
-        return figures.effect_damage_figure(self.table, concept=self.concept, budget=self.budget)
+            figure = figures.summary_figure(self.summary, concept=concept)
+        elif kind == "curves":
+            figure = figures.steering_figure(self.table, concept=concept)
+        else:
+            figure = figures.effect_damage_figure(self.table, concept=concept, budget=self.budget)
+        return with_counts(figure, {"items": self.n_items, "neutral texts": self.n_texts})
 
     def _repr_html_(self) -> str:
         legend = (

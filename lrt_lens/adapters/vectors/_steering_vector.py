@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lrt_lens._given_tensors import float_tensor
 from lrt_lens._hub import is_hub_id
 from lrt_lens._late import implementation
 from lrt_lens._repr_html import card, facts
@@ -47,6 +48,7 @@ from lrt_lens.models._belonging import (
     refuse_other_reader,
     refuse_other_stream,
 )
+from lrt_lens.models._given_origin import set_origin
 from lrt_lens.models._hook_points import resolved_parts
 from lrt_lens.models._hooked_model import Handle, HookedModel, load_model
 from lrt_lens.models._identity import ModelIdentity
@@ -77,11 +79,14 @@ class SteeringVector(ServingMethods):
     direction: Direction
     """Direction in the residual stream; scale 1 adds exactly this vector, [d_model]. `apply` leaves
     out the first ``skip_first`` positions, unless ``strength`` holds for ``"every"`` one: added
-    everywhere, it is another intervention."""
+    everywhere, it is another intervention. An array of numpy or a list of numbers becomes a tensor.
+    """
     hook: str
-    """Hook point at which the vector was learnt, or to which it was transferred."""
+    """Hook point at which the vector was learnt, or to which it was transferred. The number of a
+    block becomes the name of the stream after it."""
     model: ModelIdentity | None = None
-    """Model that the vector belongs to; None for a direction of unknown origin."""
+    """Model that the vector belongs to; None for a direction of unknown origin. A model becomes its
+    identity."""
     name: str = "vector"
     """Name in tables and figures, that of the contrast set if it was learnt from one."""
     method: str = "given"
@@ -102,7 +107,7 @@ class SteeringVector(ServingMethods):
     truncation: Truncation | None = None
     """End that was cut off contrast texts longer than the context; None if none was to be cut."""
     n_dropped: int = 0
-    """Number of contrast pairs left out because the mask leaves nothing of a text."""
+    """Number of contrast pairs (texts, if not paired) of which the mask leaves nothing."""
     n_cut: int = 0
     """Number of contrast texts that were cut to the context."""
     route: TransferRoute | None = None
@@ -118,6 +123,8 @@ class SteeringVector(ServingMethods):
     """Texts from which it was learnt; None for a vector from a file, which has their hash only."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "direction", float_tensor("direction", self.direction))
+        set_origin(self)
         if self.direction.ndim != 1:
             raise ValueError(
                 f"direction has shape {tuple(self.direction.shape)}; expected [d_model]"
@@ -152,7 +159,7 @@ class SteeringVector(ServingMethods):
 
         Args:
             model: the model on which the vector is learnt.
-            contrast: pairs of a positive and a negative text.
+            contrast: positive and negative texts, in pairs or not.
             at: hook point, or the number of a block for the stream after it.
             read: token of a text that is read, or how its tokens are pooled; special tokens and the
                 first ``skip_first`` positions are masked.
@@ -187,7 +194,8 @@ class SteeringVector(ServingMethods):
         """Return the first principal component of the differences within text pairs (RepE).
 
         It points towards the positive texts, and its length is their mean gap along it. The
-        arguments and the errors are those of `mean_difference`.
+        arguments and the errors are those of `mean_difference`; texts that are not paired are
+        refused.
         """
         rules = ReadingRules(read, short_texts, truncation, skip_first)
         (states,) = read_contrast_states(load_model(model), contrast, [at], rules)
@@ -290,7 +298,8 @@ class SteeringVector(ServingMethods):
         contrast = self.contrast_set
         if contrast is not None and factor < 0:
             # A vector that is learnt again from these texts must point in the new direction.
-            contrast = ContrastSet(contrast.negative, contrast.positive, name=contrast.name)
+            sides = (contrast.negative, contrast.positive)
+            contrast = ContrastSet(*sides, contrast.name, contrast.paired)
         digest = self.contrast if contrast is None else contrast.digest
         return replace(
             self,
@@ -381,11 +390,14 @@ class SteeringVector(ServingMethods):
     @property
     def _texts(self) -> str | None:
         """Number of pairs that it was learnt from, and of those left out or cut."""
-        if self.contrast_set is None:
+        contrast = self.contrast_set
+        if contrast is None:
             return None
         dropped = f", {self.n_dropped} too short" if self.n_dropped else ""
         cut = f", {self.n_cut} text(s) cut to the context" if self.n_cut else ""
-        return f"{len(self.contrast_set) - self.n_dropped} pairs{dropped}{cut}"
+        sides = f"{len(contrast.positive)} positive and {len(contrast.negative)} negative texts"
+        pairs = f"{len(contrast) - self.n_dropped} pairs"
+        return f"{pairs if contrast.paired else sides}{dropped}{cut}"
 
     @property
     def _share(self) -> str | None:
@@ -570,7 +582,7 @@ class SteeringVector(ServingMethods):
 def read_contrast_states(
     model: HookedModel, contrast: ContrastSet, hooks: Sequence[int | str], rules: ReadingRules
 ) -> list[ContrastStates]:
-    """Return the states of the pairs that can be read at each hook point, from one reading."""
+    """Return the states of the texts that can be read at each hook point, from one reading."""
     if not isinstance(contrast, ContrastSet):
         raise TypeError(
             f"contrast is a {type(contrast).__name__}; expected a ContrastSet, such as"
@@ -578,13 +590,15 @@ def read_contrast_states(
         )
     parts = [resolved_parts(hook, model) for hook in hooks]
     names = list(dict.fromkeys(name for one in parts for name in one))
-    read, short_texts = rules.read, rules.short_texts
+    read, pairs = rules.read, bool(contrast.paired)
     options: dict[str, Any] = {"truncation": rules.truncation, "skip_first": rules.skip_first}
-    kept = readable([model], contrast.texts, read, short_texts=short_texts, pairs=True, **options)
-    options["short_texts"] = row_rule(short_texts)
+    options["short_texts"] = rules.short_texts
+    kept = readable([model], contrast.texts, read, pairs=pairs, **options)
+    options["short_texts"] = row_rule(rules.short_texts)
     # `contrast.texts` lists all positive texts first, then all negative ones.
+    n_positive = int((kept.index < len(contrast.positive)).sum())
     rows = read_at_hooks(model, kept.of(contrast.texts), names, read, **options)
     fields: dict[str, Any] = {"model": model.identity, "name": contrast.name}
     fields |= {"contrast": contrast.digest, "contrast_set": contrast} | vars(rules)
     fields |= {"n_dropped": kept.n_dropped, "n_cut": kept.n_cut}
-    return states_at_hooks(parts, rows, fields)
+    return states_at_hooks(parts, rows, fields, n_positive)

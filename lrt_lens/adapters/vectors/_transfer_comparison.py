@@ -32,6 +32,7 @@ import pandas as pd
 from lrt_lens._progress import tqdm
 from lrt_lens._repr_html import card, note, table
 from lrt_lens._settings import Settings, resolve, takes
+from lrt_lens._short_repr import ShortRepr
 from lrt_lens.adapters.vectors._arm_meter import ArmMeter
 from lrt_lens.adapters.vectors._arms import known_contrast_of
 from lrt_lens.adapters.vectors._contrast_states import ContrastStates, states_without_groups
@@ -131,8 +132,8 @@ class TransferComparisonSettings(Settings):
     """Show a progress bar."""
 
 
-@dataclass(frozen=True)
-class TransferComparison:
+@dataclass(frozen=True, repr=False)
+class TransferComparison(ShortRepr):
     """Effects of all rules at equal damage, as fractions of native and as differences."""
 
     summary: pd.DataFrame

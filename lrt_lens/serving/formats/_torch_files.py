@@ -166,7 +166,8 @@ def read_torch_file(path: Path) -> dict[Any, Any]:
     except pickle.UnpicklingError as error:
         raise FileFormatError(
             f"{str(path)!r} holds more than tensors and plain values, and reading it could run"
-            " code; save a dictionary of tensors, numbers and texts instead"
+            " code; save a tensor, or a dictionary of tensors, numbers and texts instead, and an"
+            " array of numpy with np.save"
         ) from error
     except (OSError, ValueError, RuntimeError, EOFError, KeyError) as error:
         raise damage(path, error) from error
@@ -205,8 +206,8 @@ def direction_of(path: Path, name: str, value: Any) -> Tensor:
             else type(value).__name__
         )
         raise FileFormatError(
-            f"{str(path)!r} holds {found} at {name!r}; expected a direction [d_model] of floating"
-            " point"
+            f"{str(path)!r} holds {found} at {name!r}; expected one direction [d_model] of floating"
+            " point: write it alone, as float32"
         )
     return value.detach().clone()
 

@@ -359,3 +359,11 @@ def test_saelens_loads_a_transferred_sae_and_runs_its_own_evaluation(tmp_path: P
         < preserved["ce_loss_with_ablation"]
     )
     assert found["sparsity"]["l0"] == pytest.approx(32, abs=0.5)
+
+
+def test_the_map_of_shuffled_pairs_transfers_an_sae_as_a_control(stitch: Stitch) -> None:
+    assert stitch.null is not None
+    sae = draw("topk")
+    check_exact(sae, stitch.transfer(sae, through=stitch.null), stitch.null)
+    with pytest.raises(TypeError, match="through is an AffineMap; .* such as stitch.null"):
+        stitch.transfer(sae, through=stitch.null.up)

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from lrt_lens._repr_html import card, table
+from lrt_lens._short_repr import ShortRepr
 from lrt_lens.adapters.saes.codes._code_map import CodeMap, encode_states
 from lrt_lens.adapters.saes.codes._moments import encode
 from lrt_lens.adapters.saes.codes._passes import CodePasses, check_sae
@@ -55,8 +56,8 @@ _SUMMARY = ("measure", "mean", "low", "high", "n", "typical_size", "interval_fla
 """Columns of `CodeMapEvaluation.summary`."""
 
 
-@dataclass(frozen=True)
-class CodeMapEvaluation:
+@dataclass(frozen=True, repr=False)
+class CodeMapEvaluation(ShortRepr):
     """Scores of the maps on the test fold, and of single features."""
 
     table: pd.DataFrame

@@ -22,6 +22,7 @@ from typing import Any
 
 import pandas as pd
 
+from lrt_lens._short_repr import ShortRepr
 from lrt_lens.figures._single_features import activation_figure
 from lrt_lens.report._html import (
     KeyNumbers,
@@ -134,8 +135,8 @@ def _render_token(
     return f'<bdi style="{style}" title="{value:.3g}">{text}</bdi>'
 
 
-@dataclass(frozen=True)
-class FeaturePage:
+@dataclass(frozen=True, repr=False)
+class FeaturePage(ShortRepr):
     """Scores, contexts, output tokens and attention heads of one feature, ready to be shown."""
 
     index: int

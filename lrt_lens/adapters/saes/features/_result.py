@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from lrt_lens._repr_html import card, note, table
+from lrt_lens._short_repr import ShortRepr
 from lrt_lens.adapters.saes.features._attention import strongest_heads
 from lrt_lens.adapters.saes.features._coder import check_index
 from lrt_lens.adapters.saes.features._contexts import TopContexts
@@ -65,8 +66,8 @@ class OutputTokens:
     2n]."""
 
 
-@dataclass(frozen=True)
-class FeatureEvaluation:
+@dataclass(frozen=True, repr=False)
+class FeatureEvaluation(ShortRepr):
     """Measurements of every feature of an SAE, on its own model and transferred to another."""
 
     table: pd.DataFrame
