@@ -9,11 +9,12 @@ Limits: one vector; `lrt_lens.serving.export_vectors` writes several into one fi
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import tyro
 
 from lrt_lens._terminal import say
+from lrt_lens.cli._command import Command
 
 Format = Literal[
     "llama.cpp",
@@ -29,9 +30,17 @@ Format = Literal[
 """Names of `lrt_lens.serving.FORMATS`, which cannot be imported without torch."""
 
 
-@dataclass(frozen=True)
-class Export:
-    """Write a steering vector as a file of another program, with a record beside it."""
+@dataclass(frozen=True, kw_only=True)
+class Export(Command):
+    """Write a steering vector as a file of another program, with a record beside it.
+
+        lrt-lens export mood.safetensors mood.gguf --to llama.cpp --scale 2.3
+
+    With --model, --damage and --neutral the scale is calibrated at the positions that the program
+    steers, and --check compares the file with our hook. `lrt-lens import` reads such files.
+    """
+
+    words: ClassVar[str] = "export"
 
     vector: tyro.conf.Positional[Path]
     """File of a vector, of this or of another program."""

@@ -7,16 +7,24 @@ Limits: every shard of the run is needed.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import tyro
 
-from lrt_lens.cli._outputs import json_arguments, write_outputs
+from lrt_lens.cli._command import Command
+from lrt_lens.cli._outputs import refuse_foreign, write_outputs
 
 
-@dataclass(frozen=True)
-class Merge:
-    """Add the moments of all shards of a run, fit, and write the same results as fit."""
+@dataclass(frozen=True, kw_only=True)
+class Merge(Command):
+    """Add the moments of all shards of a run, fit, and write the same results as fit.
+
+        lrt-lens merge OUT stitches/moments-*-of-8.safetensors
+
+    Next: as after `lrt-lens fit`.
+    """
+
+    words: ClassVar[str] = "merge"
 
     out: tyro.conf.Positional[Path]
     """Folder for moments.safetensors, results.json, report.html and the best stitch."""
@@ -42,6 +50,7 @@ class Merge:
         from lrt_lens.stitching.solvers._ridge import Ridge
 
         solver = Ridge(alpha=self.alpha, standardize=self.standardize)
+        refuse_foreign(self.out)
         refuse_unwritable(self.out)
         moments = merge_shards(
             self.shards, placement=self.placement, placement_folder=self.placement_folder
@@ -50,4 +59,4 @@ class Merge:
         models = (moments.provenance.source, moments.provenance.target)
         names = names_in_tables(*(model.name if model else "unknown" for model in models))
         grid = fit_grid(moments, solver, progress=self.progress)
-        write_outputs(self.out, json_arguments(self), grid, names)
+        write_outputs(self.out, self, grid, names)

@@ -1,6 +1,6 @@
 """Options and checks of the commands that run two models on documents.
 
-    @dataclass(frozen=True)
+    @dataclass(frozen=True, kw_only=True)
     class Survey(PairCommand):
         out: Path = Path("survey")
 
@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from lrt_lens.cli._command import Command
+
 if TYPE_CHECKING:
     from lrt_lens.models._pair import ModelPair
     from lrt_lens.moments._plan import ModelShape
     from lrt_lens.stitching.solvers._ridge import Ridge
 
 
-@dataclass(frozen=True)
-class PairCommand:
+@dataclass(frozen=True, kw_only=True)
+class PairCommand(Command):
     """Options of a command that runs two models on the same documents."""
 
     source: str
