@@ -12,19 +12,52 @@ from typing import Any, NoReturn
 
 from lrt_lens._refusals import is_refusal
 from lrt_lens._terminal import PlainFormatter, complain, drop_output, open_closed_streams
+from lrt_lens.cli._calibrate import Calibrate
 from lrt_lens.cli._command import Command
+from lrt_lens.cli._completion import Completion
 from lrt_lens.cli._demo import Demo
+from lrt_lens.cli._evaluate_probe import EvaluateProbe
+from lrt_lens.cli._evaluate_sae import EvaluateSAE
+from lrt_lens.cli._evaluate_stitch import EvaluateStitch
+from lrt_lens.cli._evaluate_vector import EvaluateVector
 from lrt_lens.cli._export import Export
 from lrt_lens.cli._fit import Fit
+from lrt_lens.cli._import import Import
+from lrt_lens.cli._inspect import Inspect
+from lrt_lens.cli._learn_probe import LearnProbe
+from lrt_lens.cli._learn_vector import LearnVector
 from lrt_lens.cli._merge import Merge
 from lrt_lens.cli._pair_command import PairCommand
-from lrt_lens.cli._parsing import parse
+from lrt_lens.cli._parsing import completion_script, parse
+from lrt_lens.cli._report import Report
 from lrt_lens.cli._survey import SurveyPairs
+from lrt_lens.cli._transfer import Transfer
 from lrt_lens.moments._interrupts import Interrupts
 
-COMMANDS: tuple[type[Command], ...] = (Demo, SurveyPairs, Fit, Merge, Export)
+COMMANDS: tuple[type[Command], ...] = (
+    Demo,
+    SurveyPairs,
+    Fit,
+    Merge,
+    LearnVector,
+    LearnProbe,
+    Transfer,
+    Calibrate,
+    EvaluateVector,
+    EvaluateProbe,
+    EvaluateSAE,
+    EvaluateStitch,
+    Export,
+    Import,
+    Report,
+    Inspect,
+    Completion,
+)
 """Every command, in the order of ``lrt-lens --help``: that of a whole job."""
-GROUPS: dict[str, str] = {}
+GROUPS: dict[str, str] = {
+    "learn": "Learn a steering vector or a linear probe from a file of texts.",
+    "evaluate": "Compare a transferred vector, probe or SAE, or the stitch itself, with controls.",
+}
 """Description of each first word that several commands share."""
 _DESCRIPTION = """Use what is learnt inside a small language model in a large one.
 
@@ -73,7 +106,10 @@ def main(arguments: list[str] | None = None) -> None:
         interrupts.install()
         words = sys.argv[1:] if arguments is None else arguments
         command = parse(words, COMMANDS, GROUPS, _DESCRIPTION)
-        command.run()
+        if isinstance(command, Completion):
+            completion_script(command.shell, COMMANDS, GROUPS, _DESCRIPTION)
+        else:
+            command.run()
         sys.stdout.flush()
     except KeyboardInterrupt:
         _stop("interrupted", command, 130)

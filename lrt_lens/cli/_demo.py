@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from lrt_lens._terminal import print_table, say
 from lrt_lens.cli._command import Command
-from lrt_lens.cli._outputs import refuse_foreign, write_options
+from lrt_lens.cli._outputs import start_run, write_options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,15 +42,13 @@ class Demo(Command):
 
     def run(self) -> None:
         """Run the demo and write its report."""
-        from lrt_lens._files import refuse_unwritable
         from lrt_lens.demo import demo_tables, run_demo, write_demo
         from lrt_lens.demo._checks import checked_numbers
 
         checked_numbers(
             n_tokens=self.n_tokens, n_random=self.n_random, damage=self.damage, seed=self.seed
         )
-        refuse_foreign(self.out)
-        refuse_unwritable(self.out)
+        start_run(self.out)
         result = run_demo(
             n_tokens=self.n_tokens,
             damage=self.damage,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 import tyro
 
 from lrt_lens._terminal import print_table, say
-from lrt_lens.cli._outputs import refuse_foreign, write_outputs
+from lrt_lens.cli._outputs import refuse_foreign, write_options, write_outputs
 from lrt_lens.cli._pair_command import PairCommand, layers_of
 
 if TYPE_CHECKING:
@@ -129,6 +129,11 @@ class Fit(PairCommand):
             placement_folder=self.placement_folder,
         )
 
+    @property
+    def shard_name(self) -> str:
+        """The shard in the names of files, such as ``0-of-8``; empty without one."""
+        return (self.shard or "").replace("/", "-of-")
+
     def _budget(self, wanted: int | None) -> int:
         """Return the memory budget in bytes; by default a quarter of what is free."""
         from lrt_lens.moments._survey_plan import default_budget
@@ -212,6 +217,7 @@ class Fit(PairCommand):
         for folder in folders:
             remove_checkpoints(folder)
         if shard is not None:
+            write_options(self.out, self, f"run-{self.shard_name}.toml")
             merge = f"lrt-lens merge OUT {self.out / 'moments-*.safetensors'}"
             say(f"written: {files[0]}; when all {shard[1]} shards are there: {merge}")
             return None
@@ -297,7 +303,7 @@ class Fit(PairCommand):
 
     def _checkpoints(self, n_passes: int) -> list[Path]:
         """Return the folder of checkpoints of each pass; shards of one ``--out`` have their own."""
-        name = f"checkpoint-{self.shard.replace('/', '-of-')}" if self.shard else "checkpoint"
+        name = f"checkpoint-{self.shard_name}" if self.shard else "checkpoint"
         if n_passes == 1:
             return [self.out / name]
         return [self.out / f"{name}-pass-{k}-of-{n_passes}" for k in range(1, n_passes + 1)]

@@ -7,12 +7,12 @@ Limits: every shard of the run is needed.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
 from lrt_lens.cli._command import Command
-from lrt_lens.cli._outputs import refuse_foreign, write_outputs
+from lrt_lens.cli._outputs import start_run, write_outputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +26,9 @@ class Merge(Command):
 
     words: ClassVar[str] = "merge"
 
-    out: tyro.conf.Positional[Path]
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
     """Folder for moments.safetensors, results.json, report.html and the best stitch."""
-    shards: tyro.conf.Positional[tuple[Path, ...]]
+    shards: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="SHARDS")]
     """The files of `lrt-lens fit --shard i/N`, in any order."""
     alpha: float | None = None
     """Ridge penalty relative to the mean variance; by default chosen by cross-validation."""
@@ -43,15 +43,13 @@ class Merge(Command):
 
     def run(self) -> None:
         """Merge, fit and write the results."""
-        from lrt_lens._files import refuse_unwritable
         from lrt_lens._repr_html import names_in_tables
         from lrt_lens.moments._scale_out import merge_shards
         from lrt_lens.stitching._fit import fit_grid
         from lrt_lens.stitching.solvers._ridge import Ridge
 
         solver = Ridge(alpha=self.alpha, standardize=self.standardize)
-        refuse_foreign(self.out)
-        refuse_unwritable(self.out)
+        start_run(self.out)
         moments = merge_shards(
             self.shards, placement=self.placement, placement_folder=self.placement_folder
         )

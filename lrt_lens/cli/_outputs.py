@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from lrt_lens._terminal import print_table, say
 from lrt_lens.cli._command import Command
 from lrt_lens.cli._config import toml_text
+from lrt_lens.cli._sections import run_page
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,19 +45,26 @@ _FIT_COLUMNS = [
 """Columns that fit into a terminal of 80 columns; the report and results.json hold all."""
 
 
-def write_run(out: Path, command: Command, tables: dict[str, Any], html: str) -> Path:
+def write_run(
+    out: Path, command: Command, tables: dict[str, Any], html: str = "", *, title: str = ""
+) -> Path:
     """Write run.toml, results.json and report.html into a folder; return the report.
 
     Args:
         out: the folder.
         command: the command with its options.
         tables: tables of results.json by name.
-        html: the report.
+        html: the report; empty for one that is made from the tables.
+        title: title of a report that is made from the tables.
     """
     from lrt_lens.report import write_html, write_results
+    from lrt_lens.report._results import plain_json
 
     write_options(out, command)
-    write_results(out / RESULTS, command.arguments, {"command": command.words, **tables})
+    whole = {"command": command.words, **tables}
+    write_results(out / RESULTS, command.arguments, whole)
+    content = plain_json({"arguments": command.arguments, **whole})
+    html = html or run_page(title or f"lrt-lens {command.words}", content)
     # The report comes last, so that a folder with one is complete.
     return write_html(out / REPORT, html)
 
@@ -124,7 +132,8 @@ def _has_our_results(path: Path) -> bool:
     return (path.parent / RESULTS).exists() and _is_our_json(path.parent / RESULTS)
 
 
-def _is_our_options(path: Path) -> bool:
+def is_our_options(path: Path) -> bool:
+    """Return whether a run wrote this file of options."""
     with path.open(encoding="utf-8", errors="replace") as file:
         return file.read(len(_WRITTEN)) == _WRITTEN
 
@@ -132,7 +141,7 @@ def _is_our_options(path: Path) -> bool:
 _CHECKS: dict[str, Callable[[Path], bool]] = {
     RESULTS: _is_our_json,
     REPORT: _is_our_page,
-    OPTIONS: _is_our_options,
+    OPTIONS: is_our_options,
 }
 """Functions that recognise a file of ours, by its name."""
 
@@ -175,3 +184,30 @@ def print_best_pairs(scores: "pd.DataFrame", columns: list[str]) -> None:
         shown[column] = shown[column].map(short_hook)
     part = "" if len(shown) == len(scores) else f" ({len(shown)} of {len(scores)})"
     print_table(f"Hook pairs, best first{part}", shown.loc[:, columns])
+
+
+# -------------------------------------------------------------------------------- runs of any kind
+
+
+def start_run(out: Path, names: Iterable[str] = ()) -> None:
+    """Check a folder before any work: it can be written, and holds nothing foreign.
+
+    Args:
+        out: folder of the run.
+        names: files that it writes besides run.toml, results.json and report.html.
+
+    Raises:
+        ValueError: a file of somebody else is in the way.
+        OSError: the folder cannot be written to.
+    """
+    from lrt_lens._files import refuse_unwritable
+
+    refuse_foreign(out, names)
+    refuse_unwritable(out)
+
+
+def say_facts(title: str, known: dict[str, str]) -> None:
+    """Print facts about an artefact as a table of two columns."""
+    import pandas as pd
+
+    print_table(title, pd.DataFrame({"": list(known), " ": list(known.values())}))

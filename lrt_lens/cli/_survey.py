@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from lrt_lens._terminal import say
-from lrt_lens.cli._outputs import print_best_pairs, refuse_foreign, write_run
+from lrt_lens.cli._outputs import print_best_pairs, start_run, write_run
 from lrt_lens.cli._pair_command import PairCommand
 
 _COLUMNS = ["source_hook", "target_hook", "gain_cv", "gain_low", "gain_high", "r2_cv", "r2_null"]
@@ -43,7 +43,6 @@ class SurveyPairs(PairCommand):
 
     def run(self) -> None:
         """Survey, write the results and print the best hook pairs."""
-        from lrt_lens._files import refuse_unwritable
         from lrt_lens._repr_html import names_in_tables
         from lrt_lens.moments._checkpoint_files import remove_checkpoints
         from lrt_lens.moments._harvest_settings import SurveySettings
@@ -53,8 +52,7 @@ class SurveyPairs(PairCommand):
         self.check()
         columns = {"columns": self.columns, "source_columns": self.source_columns}
         settings = SurveySettings(**self.fields, **columns, down=self.down)
-        refuse_foreign(self.out)
-        refuse_unwritable(self.out)
+        start_run(self.out)
         folder = self.out / "checkpoint"
         if self.restart:
             remove_checkpoints(folder)
