@@ -29,7 +29,7 @@ from lrt_lens.cli._learn_vector import LearnVector
 from lrt_lens.cli._merge import Merge
 from lrt_lens.cli._pair_command import PairCommand
 from lrt_lens.cli._parsing import completion_script, parse
-from lrt_lens.cli._report import Report
+from lrt_lens.cli._report import ReportRuns
 from lrt_lens.cli._survey import SurveyPairs
 from lrt_lens.cli._transfer import Transfer
 from lrt_lens.moments._interrupts import Interrupts
@@ -49,7 +49,7 @@ COMMANDS: tuple[type[Command], ...] = (
     EvaluateStitch,
     Export,
     Import,
-    Report,
+    ReportRuns,
     Inspect,
     Completion,
 )

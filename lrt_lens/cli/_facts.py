@@ -231,7 +231,7 @@ def _moments(path: Path) -> PathFacts:
         return PathFacts(rows, "lrt-lens merge OUT moments-*.safetensors")
     if kind_at(path) == "survey":
         return PathFacts(rows, "lrt-lens fit … --pairs SOURCE:TARGET")
-    return PathFacts(rows, f"lrt-lens merge OUT {quote(str(path))}")
+    return PathFacts(rows, f"in Python: lrt.CrossMoments.load({str(path)!r}).fit()")
 
 
 def _pairs(pairs: list[Any]) -> str:
@@ -345,16 +345,7 @@ def _gguf(path: Path) -> PathFacts:
 
 
 def _documents(path: Path) -> PathFacts:
-    columns: list[str] = []
-    if path.is_file():
-        from lrt_lens.data import read_records
-        from lrt_lens.errors import FileFormatError
-
-        try:
-            rows = read_records(path)
-            columns = list(rows[0][1]) if rows else []
-        except FileFormatError:  # paragraphs have no columns
-            columns = []
+    columns = _columns(path) if path.is_file() else []
     about = {"kind": "documents", "columns": ", ".join(columns)}
     shown = quote(str(path))
     if {"prompt", "positive", "negative"} <= set(columns):
@@ -369,6 +360,16 @@ def _documents(path: Path) -> PathFacts:
         kind = {"kind": "labelled texts"}
         return PathFacts(about | kind, f"lrt-lens learn probe {shown} --model MODEL --at BLOCK")
     return PathFacts(about, f"lrt-lens fit --source SMALL --target LARGE --documents {shown}")
+
+
+def _columns(path: Path) -> list[str]:
+    """Return the columns of the first row of a file; paragraphs have none."""
+    from lrt_lens.data._document_files import file_rows
+    from lrt_lens.data._document_rows import Wanted
+
+    rows = file_rows(path, Wanted(lambda _, columns: list(columns)))
+    _, first = next(iter(rows), (0, None))
+    return list(first) if isinstance(first, dict) else []
 
 
 _FACTS: dict[str, Callable[[Path], PathFacts]] = {

@@ -1,4 +1,4 @@
-"""What a file or a folder is: one of ours, or of another program.
+"""Recognition of files and folders: ours, and those of other programs.
 
     kind_at(Path("stitches/stitch"))      # "stitch"
     artefact_at("learnt")                 # Path("learnt/vector.safetensors")
@@ -27,23 +27,27 @@ IN_FOLDERS = {
 }
 """Kind of a folder, by the first of these files that is in it."""
 BY_SCHEMA = {
-    "lrt_lens.moments": "moments",
-    "lrt_lens.survey": "survey",
-    "lrt_lens.vector": "vector",
-    "lrt_lens.probe": "probe",
-    "lrt_lens.probe-export": "exported probe",
-    "lrt_lens.concept_map": "concept map",
-    "lrt_lens.codes": "code map",
-    "lrt_lens.checkpoint": "checkpoint",
-    "lrt_lens.stitch": "part of a stitch",
-    "lrt_lens.results": "results",
-    "lrt_lens.export": "export record",
-    "lrt_lens.bake": "record of a baked model",
-    "lrt_lens.cache": "part of an activation cache",
+    "moments": "moments",
+    "survey": "survey",
+    "vector": "vector",
+    "probe": "probe",
+    "probe-export": "exported probe",
+    "concept_map": "concept map",
+    "codes": "code map",
+    "checkpoint": "checkpoint",
+    "stitch": "part of a stitch",
+    "results": "results",
+    "export": "export record",
+    "bake": "record of a baked model",
+    "cache": "part of an activation cache",
 }
-"""Kind of a file of ours, by its schema without the version."""
+"""Kind of a file of ours, by its schema without the start and the version."""
+_OURS = "lrt_lens."
+"""Start of every schema of ours."""
+_LARGEST_RECORD = 10**8
+"""Most bytes of a file of ours in JSON; what is larger holds documents."""
 ARTEFACTS = ("vector.safetensors", "probe.safetensors", "sae")
-"""What the folder of a run may hold to be transferred."""
+"""Names of the artefacts that the folder of a run may hold."""
 
 
 def kind_at(path: Path) -> str:
@@ -84,10 +88,12 @@ def _kind_of_file(path: Path) -> str:
 
 def _of_schema(path: Path, schema: str) -> str:
     """Return the kind of a file of ours; empty if it is not ours."""
-    name = schema.partition("/")[0]
-    if name.startswith("lrt_lens.") and name not in BY_SCHEMA:
+    if not schema.startswith(_OURS):
+        return ""
+    name = schema.removeprefix(_OURS).partition("/")[0]
+    if name not in BY_SCHEMA:
         raise _unknown(path, f"a file of the schema {schema!r}")
-    return BY_SCHEMA.get(name, "")
+    return BY_SCHEMA[name]
 
 
 def _safetensors_schema(path: Path) -> str:
@@ -97,6 +103,8 @@ def _safetensors_schema(path: Path) -> str:
 
 
 def _json_schema(path: Path) -> str:
+    if path.stat().st_size > _LARGEST_RECORD:
+        return ""
     try:
         content = json.loads(path.read_bytes())
     except ValueError:  # several lines of JSON are documents
@@ -137,7 +145,7 @@ def _foreign(path: Path) -> str:
 def _has_documents(folder: Path) -> bool:
     from lrt_lens.data._document_files import kind_of
 
-    return any(kind_of(path) is not None for path in folder.rglob("*") if path.is_file())
+    return any(kind_of(path) is not None for path in folder.iterdir() if path.is_file())
 
 
 def _unknown(path: Path, found: str) -> ValueError:

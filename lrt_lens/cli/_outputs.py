@@ -207,7 +207,6 @@ def start_run(out: Path, names: Iterable[str] = ()) -> None:
 
 
 def say_facts(title: str, known: dict[str, str]) -> None:
-    """Print facts about an artefact as a table of two columns."""
-    import pandas as pd
-
-    print_table(title, pd.DataFrame({"": list(known), " ": list(known.values())}))
+    """Print facts about an artefact, one per line."""
+    width = max(map(len, known), default=0)
+    say("\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in known.items())]))

@@ -18,7 +18,7 @@ from lrt_lens.cli._outputs import RESULTS, start_run, write_run
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report(Command):
+class ReportRuns(Command):
     """Write one self-contained page out of the results of several runs.
 
     Every run of a command wrote results.json into its folder; the page needs nothing else, and
