@@ -79,6 +79,13 @@ _OPTIONS_BY_PYTHON = {
     ),
     "harvest(…, shard=(i, N)).save(…)": "lrt-lens fit --shard i/N",
     "text_field= names": "--text-field names",
+    "give at=, such as at=12 for the stream behind block 12, and model=": (
+        "give --at, such as --at 12 for the stream behind block 12, and --model"
+    ),
+    "choose one with at=, or take all with lrt_lens.serving.import_vectors": (
+        "choose one with --at, or take all with lrt-lens import"
+    ),
+    "give model= too": "give --model too",
 }
 """Remedies in the words of the Python API, with the options that replace them."""
 

@@ -60,10 +60,9 @@ class Calibrate(ModelOptions):
 
     def run(self) -> None:
         """Calibrate, write the vector with its strength, and say what it costs."""
-        from lrt_lens._numbers import checked_number
         from lrt_lens.adapters.vectors import calibrate_scale
 
-        checked_number("damage", self.damage, above=0.0)
+        self.check_numbers()
         neutral, vector = read_texts(self.neutral), load_vector(self.vector, at=self.at)
         self.check_model(self.model)
         start_run(self.out, ["vector.safetensors"])

@@ -78,6 +78,7 @@ class EvaluateProbe(PairOptions):
         """Evaluate, write the results and print the arms."""
         from lrt_lens.adapters.probes import ProbeEvaluationSettings, evaluate_probe
 
+        self.check_numbers()
         stitch = load_stitch(self.stitch)
         probe = None if self.probe is None else load_probe(self.probe)
         columns = self.text_field, self.label_field, self.group

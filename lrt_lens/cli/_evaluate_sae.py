@@ -68,6 +68,7 @@ class EvaluateSAE(PairOptions):
         from lrt_lens.adapters.saes import SAEEvaluationSettings, evaluate_sae
         from lrt_lens.data import DocumentSource
 
+        self.check_numbers()
         stitch, sae = load_stitch(self.stitch), load_sae(self.sae)
         native = None if self.native is None else load_sae(self.native)
         self.check_models()

@@ -73,6 +73,7 @@ class EvaluateStitch(PairOptions):
         """Evaluate, write the results and print the routes."""
         from lrt_lens.stitching import StitchLossSettings, evaluate_stitch_loss
 
+        self.check_numbers()
         stitch = load_stitch(self.stitch)
         settings = StitchLossSettings(
             routes=[route.replace("->", "→") for route in self.routes],

@@ -80,6 +80,7 @@ class EvaluateVector(PairOptions):
         from lrt_lens.adapters.vectors import SteeringSettings, evaluate_steering
         from lrt_lens.data import ChoiceItems, ContrastSet
 
+        self.check_numbers()
         stitch, vector = load_stitch(self.stitch), load_vector(self.vector, at=self.at)
         contrast = None if self.contrast is None else ContrastSet.from_file(self.contrast)
         items, neutral = ChoiceItems.from_file(self.items), read_texts(self.neutral)

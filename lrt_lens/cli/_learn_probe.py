@@ -66,6 +66,7 @@ class LearnProbe(ModelOptions):
         from lrt_lens.adapters.probes import LinearProbe
         from lrt_lens.cli._facts import probe_facts
 
+        self.check_numbers()
         rows = read_labelled(self.texts, self.text_field, self.label_field, self.group)
         self.check_model(self.model)
         start_run(self.out, ["probe.safetensors"])

@@ -58,6 +58,7 @@ class LearnVector(ModelOptions):
         from lrt_lens.cli._facts import vector_facts
         from lrt_lens.data import ContrastSet
 
+        self.check_numbers()
         contrast = ContrastSet.from_file(self.contrast, name=self.name)
         self.check_model(self.model)
         start_run(self.out, ["vector.safetensors"])

@@ -75,6 +75,7 @@ class Transfer(Command):
 
     def run(self) -> None:
         """Transfer the artefact, write it, and say what it is."""
+        self.check_numbers()
         self._check_models()
         stitch, artefact = load_stitch(self.stitch), load_artefact(self.artefact, at=self.at)
         start_run(self.out, ARTEFACTS)

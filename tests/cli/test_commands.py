@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import MISSING, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -167,7 +168,8 @@ REFUSED = [
     ("transfer {stitch} {labelled}", "is documents; expected a steering vector"),
     ("transfer {stitch} {moments}", "is moments; expected a steering vector"),
     ("transfer {stitch} {notes}", "is a file of no known kind"),
-    ("transfer {stitch} {direction}", "holds a tensor alone, which does not say where it acts"),
+    ("transfer {stitch} {direction}", "which does not say where it acts; give --at, such as --at"),
+    ("import {direction} --at -1", "at is -1, which counts from the last block; give --model too"),
     ("transfer {stitch} {sae}", "this SAE has width 128; expected 16 dimensions"),
     ("transfer {stitch} {vector} --recentre {neutral}", "needs both models; give --source and"),
     ("transfer {stitch} {vector} --refit {neutral} " + MODELS, "--refit is for an SAE"),
@@ -220,6 +222,59 @@ def test_wrong_input_is_one_line_with_status_one_and_writes_nothing(
     [last] = [row for row in shown.err.splitlines() if row.startswith("error: ")]
     assert message in last
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+NUMBERS = [
+    (kind.words, field.name)
+    for kind in COMMANDS
+    for field in fields(kind)
+    if kind.words in ("learn vector", "learn probe", "transfer", "calibrate")
+    or kind.words.startswith("evaluate")
+    if field.type in (int, float, float | None) and field.name != "level"
+]
+LINES = {
+    "learn vector": "{contrast} --model {model} --at 1",
+    "learn probe": "{labelled} --model {model} --at 1",
+    "transfer": "{stitch} {vector}",
+    "calibrate": "{vector} --model {model} --neutral {neutral}",
+    "evaluate vector": "{stitch} {vector} --items {items} --neutral {neutral} " + MODELS,
+    "evaluate probe": "{stitch} {labelled} " + MODELS,
+    "evaluate sae": "{stitch} {sae} --documents {neutral} " + MODELS,
+    "evaluate stitch": "{stitch} --documents {neutral} " + MODELS,
+}
+"""Command lines whose options are good."""
+
+
+@pytest.mark.parametrize(("words", "name"), NUMBERS)
+def test_a_bad_number_is_refused_before_a_model_is_loaded(
+    words: str,
+    name: str,
+    work: dict[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def load(*_: Any, **__: Any) -> None:
+        pytest.fail("a model was loaded")
+
+    monkeypatch.setattr("lrt_lens.models._hooked_model.HookedModel.load", load)
+    monkeypatch.chdir(tmp_path)
+    for value in ("-1", "nan", "inf", "x", "", "9" * 400):
+        option = f"--{name.replace('_', '-')}={value}"
+        with pytest.raises(SystemExit) as stopped:
+            main([*words.split(), *LINES[words].format(**work).split(), option])
+        assert stopped.value.code in (1, 2), value
+        shown = capsys.readouterr().err
+        if stopped.value.code == 1:
+            assert shown.startswith(f"error: --{name.replace('_', '-')} is ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_option_that_is_a_number_is_tried() -> None:
+    tried = set(NUMBERS)
+    assert len(tried) >= 28
+    assert {("calibrate", "tolerance"), ("evaluate vector", "n_random")} <= tried
+    assert {("evaluate probe", "test_share"), ("calibrate", "first_guess")} <= tried
 
 
 def test_a_vector_of_somebody_else_is_not_replaced(
