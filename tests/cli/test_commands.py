@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import lrt_lens as lrt
 from lrt_lens.adapters.probes import ProbeEvaluationSettings, ProbeSettings
@@ -349,6 +350,24 @@ def test_inspect_knows_a_run_its_options_and_its_results(
         str(tmp_path / "run" / "run.toml")
     )
     assert "kind results of a run" in inspected(str(tmp_path / "run" / "results.json"))
+
+
+def test_inspect_knows_what_a_harvest_writes(
+    pair: lrt.ModelPair, corpus: list[str], tmp_path: Path, inspected: Callable[..., str]
+) -> None:
+    options = {"source_layers": [1], "target_layers": [1, 2], "n_tokens": 2000}
+    options |= {"context_length": 32, "progress": False}
+    lrt.harvest(pair, corpus, checkpoint=tmp_path / "checkpoint", **options)
+    assert "kind checkpoint of a harvest" in inspected(str(tmp_path / "checkpoint"))
+    lrt.survey(pair, corpus, **options).save(tmp_path / "survey.safetensors")
+    shown = inspected(str(tmp_path / "survey.safetensors"))
+    assert re.search(r"kind survey .* hook pairs 2 .* n tokens [12],", shown)
+    assert "next: lrt-lens fit … --pairs" in shown
+    rows = np.random.default_rng(0).normal(size=(2, 40, 6)).astype("float32")
+    cache = lrt.moments.ActivationCache.create(tmp_path / "cache", dtype="float32")
+    cache.add(torch.from_numpy(rows[0]), torch.from_numpy(rows[1]), documents=range(40))
+    cache.close()
+    assert "kind activation cache" in inspected(str(tmp_path / "cache"))
 
 
 def test_transfer_recognises_a_vector_a_probe_and_a_file_of_another_program(

@@ -126,6 +126,12 @@ def test_the_whole_job_runs_and_is_repeated_from_its_options(
         assert {"results.json", "report.html", "run.toml"} <= names, run
         page = (folder / run / "report.html").read_text()
         assert page.lower().startswith("<!doctype html>")
+    # Figures: 3 of steering, 1 each of the others, and all of them on the common page.
+    figures = {"evaluated-vector": 3, "evaluated-probe": 1, "evaluated-sae": 1, "calibrated": 1}
+    figures |= {"evaluated-stitch": 1, "stitches": 1, "report": 8}
+    for run, n_figures in figures.items():
+        page = (folder / run / "report.html").read_text()
+        assert page.count('<div class="plot"') == n_figures, run
     page = (folder / "report" / "report.html").read_text()
     for title in ("evaluated-vector: Steering at equal damage", "evaluated-sae: SAE"):
         assert title in page
