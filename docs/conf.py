@@ -45,6 +45,7 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
     "reference",
+    "command_line",
     "performance",
     "vector_formats",
     "citation",

@@ -82,7 +82,7 @@ def test_a_bad_value_is_refused_in_one_line_before_a_model_is_loaded(
 
     for place in (
         "lrt_lens.models._pair.ModelPair.load",
-        "lrt_lens.demo._run.run_demo",
+        "lrt_lens.demo.run_demo",
         "lrt_lens.moments._scale_out.merge_shards",
     ):
         monkeypatch.setattr(place, work)
@@ -245,7 +245,7 @@ def test_a_bug_keeps_its_traceback_and_anything_else_is_one_line(
     def fail(**_: Any) -> None:
         raise raised
 
-    monkeypatch.setattr("lrt_lens.demo._run.run_demo", fail)
+    monkeypatch.setattr("lrt_lens.demo.run_demo", fail)
     kind: type[BaseException] = SystemExit if is_shown_as_line else type(raised)
     with pytest.raises(kind) as stopped:
         main(["demo", "--out", str(tmp_path / "out")])

@@ -77,6 +77,7 @@ HEAVY = {
     "pyarrow",
     "rich",
     "sae_lens",
+    "pydantic",
     "scipy",
     "safetensors",
     "sklearn",
@@ -87,10 +88,7 @@ HEAVY = {
     "vllm",  # in a program that runs in an environment of its own
 }
 """Packages that may be imported inside a function, because they take long or are optional."""
-LATE_IMPORTS = {
-    f"cli/{name}.py"
-    for name in ("__init__", "_export", "_fit", "_merge", "_outputs", "_pair_command", "_survey")
-}
+LATE_IMPORTS = {f"cli/{path.name}" for path in (PACKAGE / "cli").glob("*.py")}
 """Files that import our own modules inside functions: the command line must start without torch."""
 LATE_METHODS = {
     "moments/_cross_moments.py": "CrossMoments.fit, from_activations and update",

@@ -154,6 +154,7 @@ def pages() -> dict[str, str]:
     index += ["", "Every public name, by package. ``lrt_lens.NAME`` finds each of them.", ""]
     index += [".. toctree::", "   :maxdepth: 1", ""]
     index += [f"   {name.removesuffix('.rst')}" for name in written]
+    index += ["   command_line"]  # written by docs/_ext/command_line.py
     return {"index.rst": "\n".join(index) + "\n", **written}
 
 

@@ -1,100 +1,69 @@
-"""The command line: ``lrt-lens demo``, ``survey``, ``fit``, ``merge`` and ``export``.
+"""The command line ``lrt-lens``: the table of its commands, and its entry point.
 
-Built by tyro from the dataclasses of this folder, whose fields are arguments of the Python
-functions. torch is imported only when a command runs, so ``--help`` answers at once.
+Each command is a dataclass in a module of its own, whose fields are arguments of the Python
+functions; tyro makes the options from them. A new command is a class in COMMANDS. torch is imported
+only when a command runs, so ``--help`` answers at once.
 """
 
 import logging
 import os
 import sys
-from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, NoReturn
 
-import tyro
-
 from lrt_lens._refusals import is_refusal
-from lrt_lens._terminal import (
-    PlainFormatter,
-    complain,
-    drop_output,
-    open_closed_streams,
-    print_table,
-    say,
-)
+from lrt_lens._terminal import PlainFormatter, complain, drop_output, open_closed_streams
+from lrt_lens.cli._calibrate import Calibrate
+from lrt_lens.cli._command import Command
+from lrt_lens.cli._completion import Completion
+from lrt_lens.cli._demo import Demo
+from lrt_lens.cli._evaluate_probe import EvaluateProbe
+from lrt_lens.cli._evaluate_sae import EvaluateSAE
+from lrt_lens.cli._evaluate_stitch import EvaluateStitch
+from lrt_lens.cli._evaluate_vector import EvaluateVector
 from lrt_lens.cli._export import Export
 from lrt_lens.cli._fit import Fit
+from lrt_lens.cli._import import Import
+from lrt_lens.cli._inspect import Inspect
+from lrt_lens.cli._learn_probe import LearnProbe
+from lrt_lens.cli._learn_vector import LearnVector
 from lrt_lens.cli._merge import Merge
 from lrt_lens.cli._pair_command import PairCommand
+from lrt_lens.cli._parsing import completion_script, parse
+from lrt_lens.cli._report import ReportRuns
 from lrt_lens.cli._survey import SurveyPairs
+from lrt_lens.cli._transfer import Transfer
 from lrt_lens.moments._interrupts import Interrupts
 
+COMMANDS: tuple[type[Command], ...] = (
+    Demo,
+    SurveyPairs,
+    Fit,
+    Merge,
+    LearnVector,
+    LearnProbe,
+    Transfer,
+    Calibrate,
+    EvaluateVector,
+    EvaluateProbe,
+    EvaluateSAE,
+    EvaluateStitch,
+    Export,
+    Import,
+    ReportRuns,
+    Inspect,
+    Completion,
+)
+"""Every command, in the order of ``lrt-lens --help``: that of a whole job."""
+GROUPS: dict[str, str] = {
+    "learn": "Learn a steering vector or a linear probe from a file of texts.",
+    "evaluate": "Compare a transferred vector, probe or SAE, or the stitch itself, with controls.",
+}
+"""Description of each first word that several commands share."""
+_DESCRIPTION = """Use what is learnt inside a small language model in a large one.
 
-@dataclass(frozen=True)
-class Demo:
-    """Run the main workflow on the bundled pair of models: stitch, transfer, evaluation, report.
-
-    It needs no network and takes about two minutes.
-    """
-
-    out: Path = Path("demo-report")
-    """Folder for results.json, report.html, stitch/ and vectors/."""
-    n_tokens: int = 120_000
-    """Number of tokens of the harvest."""
-    damage: float = 0.1
-    """Damage in nats per token on neutral text at which vectors are compared."""
-    n_random: int = 20
-    """Number of random directions, as a control."""
-    seed: int = 0
-    """Seed of folds, draws and bootstraps."""
-    progress: bool = True
-    """Show progress bars."""
-
-    def run(self) -> None:
-        """Run the demo and write its report."""
-        from lrt_lens._files import refuse_unwritable
-        from lrt_lens.demo._report import demo_tables, write_demo
-        from lrt_lens.demo._run import checked_numbers, run_demo
-
-        checked_numbers(
-            n_tokens=self.n_tokens, n_random=self.n_random, damage=self.damage, seed=self.seed
-        )
-        refuse_unwritable(self.out)
-        result = run_demo(
-            n_tokens=self.n_tokens,
-            damage=self.damage,
-            n_random=self.n_random,
-            seed=self.seed,
-            progress=self.progress,
-            vectors=self.out / "vectors",
-        )
-        report = write_demo(result, self.out)
-        tables = demo_tables(result)
-        summary = tables["steering_summary"].rename(
-            columns={"effect_at_equal_damage": "effect", "fraction_of_native": "of native"}
-        )
-        columns = ["concept", "arm", "scale", "effect", "low", "high", "of native", "flag"]
-        print_table(
-            f"Effect in nats of log-odds, at {self.damage:g} nats per token of damage",
-            summary.loc[:, columns],
-        )
-        if result.exports:
-            names = {
-                "file": "file",
-                "passed": "passed",
-                "max_difference": "at its block",
-                "one_block_away": "one away",
-                "damage": "damage",
-            }
-            exports = tables["exports"].rename(columns=names)
-            print_table(
-                "Exported and checked: max |Δ logits| against our hook",
-                exports.loc[:, list(names.values())],
-            )
-        say(f"{result.stitch}\n{result.seconds:.0f} s. Open {report}")
-
-
-_DESCRIPTION = "Use what is learnt inside a small language model in a large one."
+Exit status: 0 if the work is done; 1 for what you can mend (a file, a full disk), with one line
+that says how; 2 for an option that cannot be read; 130 after Ctrl-C, 143 after SIGTERM and 129 if
+the terminal was closed. A bug keeps its traceback."""
 """First lines of ``lrt-lens --help``."""
 _OPTIONS_BY_PYTHON = {
     "another checkpoint folder, or remove_checkpoints(folder) to begin again": (
@@ -110,6 +79,13 @@ _OPTIONS_BY_PYTHON = {
     ),
     "harvest(…, shard=(i, N)).save(…)": "lrt-lens fit --shard i/N",
     "text_field= names": "--text-field names",
+    "give at=, such as at=12 for the stream behind block 12, and model=": (
+        "give --at, such as --at 12 for the stream behind block 12, and --model"
+    ),
+    "choose one with at=, or take all with lrt_lens.serving.import_vectors": (
+        "choose one with --at, or take all with lrt-lens import"
+    ),
+    "give model= too": "give --model too",
 }
 """Remedies in the words of the Python API, with the options that replace them."""
 
@@ -131,19 +107,16 @@ def main(arguments: list[str] | None = None) -> None:
         handler.setFormatter(PlainFormatter("%(levelname)s %(name)s: %(message)s"))
     # Set before transformers is imported: its progress bars would interrupt ours, and fill a log.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    commands = {"demo": Demo, "survey": SurveyPairs, "fit": Fit, "merge": Merge, "export": Export}
-    command: Any = None
+    command: Command | None = None
     interrupts = Interrupts()
     try:
         interrupts.install()
-        command = tyro.extras.subcommand_cli_from_dict(
-            # tyro shows the module docstring as the description of the command.
-            commands,
-            prog="lrt-lens",
-            description=_DESCRIPTION,
-            args=arguments,
-        )
-        command.run()
+        words = sys.argv[1:] if arguments is None else arguments
+        command = parse(words, COMMANDS, GROUPS, _DESCRIPTION)
+        if isinstance(command, Completion):
+            completion_script(command.shell, COMMANDS, GROUPS, _DESCRIPTION)
+        else:
+            command.run()
         sys.stdout.flush()
     except KeyboardInterrupt:
         _stop("interrupted", command, 130)
@@ -163,7 +136,7 @@ def main(arguments: list[str] | None = None) -> None:
         interrupts.uninstall()
 
 
-def _stop(reason: str, command: Any, status: int) -> NoReturn:
+def _stop(reason: str, command: Command | None, status: Any) -> NoReturn:
     """End the process with one line that says what is left, and a status."""
     incomplete = "" if command is None else "; no incomplete file was left behind"
     resumes = (
@@ -174,12 +147,12 @@ def _stop(reason: str, command: Any, status: int) -> NoReturn:
     sys.exit(status)
 
 
-def _in_options(message: str, command: Any) -> str:
+def _in_options(message: str, command: Command | None) -> str:
     """Return an error message of the Python API in the options of the command line."""
     for python, option in _OPTIONS_BY_PYTHON.items():
         message = message.replace(python, option)
     # "n_tokens is 0; expected …": the argument is an option of the command.
     name, is_argument, rest = message.partition(" is ")
-    if is_argument and command is not None and name in asdict(command):
+    if is_argument and command is not None and name in command.arguments:
         return f"--{name.replace('_', '-')} is {rest}"
     return message

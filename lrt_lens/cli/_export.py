@@ -9,11 +9,15 @@ Limits: one vector; `lrt_lens.serving.export_vectors` writes several into one fi
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
 from lrt_lens._terminal import say
+from lrt_lens.cli._artefacts import load_vector
+from lrt_lens.cli._command import Command
+from lrt_lens.cli._outputs import OPTIONS, is_our_options, write_options
+from lrt_lens.cli._texts import read_texts
 
 Format = Literal[
     "llama.cpp",
@@ -29,13 +33,21 @@ Format = Literal[
 """Names of `lrt_lens.serving.FORMATS`, which cannot be imported without torch."""
 
 
-@dataclass(frozen=True)
-class Export:
-    """Write a steering vector as a file of another program, with a record beside it."""
+@dataclass(frozen=True, kw_only=True)
+class Export(Command):
+    """Write a steering vector as a file of another program, with a record beside it.
 
-    vector: tyro.conf.Positional[Path]
+        lrt-lens export mood.safetensors mood.gguf --to llama.cpp --scale 2.3
+
+    With --model, --damage and --neutral the scale is calibrated at the positions that the program
+    steers, and --check compares the file with our hook. `lrt-lens import` reads such files.
+    """
+
+    words: ClassVar[str] = "export"
+
+    vector: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="VECTOR")]
     """File of a vector, of this or of another program."""
-    out: tyro.conf.Positional[Path]
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
     """File, or folder for --to transformers, that is written."""
     to: Format
     """Format of the program."""
@@ -47,7 +59,7 @@ class Export:
     """File or folder of neutral texts, for --damage, and for the damage of --check."""
     model: str | None = None
     """Model of the vector, a hub id or local folder; needed for --damage and --check."""
-    at: str | None = None
+    at: int | str | None = None
     """Hook point, or number of a block, of a file that has several or is a tensor alone."""
     mode: Literal["add", "clamp", "ablate"] | None = None
     """Change of the stream; by default that of the vector, else add."""
@@ -58,9 +70,7 @@ class Export:
 
     def run(self) -> None:
         """Export the vector, check it if that was asked for, and say what was written."""
-        from lrt_lens.adapters.vectors._steering_vector import SteeringVector
-        from lrt_lens.data._documents import iterate_documents
-        from lrt_lens.models._hooked_model import load_model
+        from lrt_lens.models import load_model
         from lrt_lens.serving import FORMATS, check_export, export_vectors, record_path
 
         if self.check and self.model is None:
@@ -68,10 +78,9 @@ class Export:
         if self.neutral is not None and self.damage is None and not self.check:
             raise ValueError("neutral is given without damage or check, which measure a damage")
         model = None if self.model is None else load_model(self.model)
-        neutral = None if self.neutral is None else list(iterate_documents(self.neutral))
-        at = int(self.at) if self.at is not None and self.at.lstrip("-").isdecimal() else self.at
+        neutral = None if self.neutral is None else read_texts(self.neutral)
         path = export_vectors(
-            SteeringVector.load(self.vector, at=at, model=model),
+            load_vector(str(self.vector), at=self.at, model=model),
             self.out,
             self.to,
             scale=self.scale,
@@ -83,6 +92,9 @@ class Export:
         )
         row = FORMATS[self.to]
         say(f"{path}: {row.program}\nsteered: {row.positions}\nuse: {row.use(path)}")
+        beside = path / OPTIONS if path.is_dir() else path.with_name(f"{path.name}.{OPTIONS}")
+        if not beside.exists() or is_our_options(beside):
+            write_options(beside.parent, self, beside.name)
         say(f"record: {record_path(path)}")
         if model is not None and self.check:
             found = check_export(path, model, neutral=neutral)

@@ -10,12 +10,12 @@ Limits: ranks and shards do not survey; `lrt-lens survey` chooses their ``--pair
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import tyro
 
 from lrt_lens._terminal import print_table, say
-from lrt_lens.cli._outputs import json_arguments, write_outputs
+from lrt_lens.cli._outputs import refuse_foreign, write_options, write_outputs
 from lrt_lens.cli._pair_command import PairCommand, layers_of
 
 if TYPE_CHECKING:
@@ -29,15 +29,22 @@ if TYPE_CHECKING:
     from lrt_lens.stitching._survey import Survey
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Fit(PairCommand):
     """Harvest two models on the same text and fit a map for every hook pair.
 
-    Writes moments.safetensors, results.json, report.html and the best stitch. A run that is
-    interrupted resumes if the same command is started again. Several processes can share the work
-    under ``torchrun --nproc-per-node N -m lrt_lens fit …``, or as ``--shard i/N`` in separate jobs
-    (docs/how-to/run_on_a_cluster.md).
+    Writes moments.safetensors, results.json, report.html, run.toml and the best stitch. A run that
+    is interrupted resumes if the same command is started again. Several processes can share the
+    work under ``torchrun --nproc-per-node N -m lrt_lens fit …``, or as ``--shard i/N`` in separate
+    jobs (docs/how-to/run_on_a_cluster.md).
+
+        lrt-lens fit --source gpt2 --target gpt2-medium --documents corpus.jsonl --out stitches
+
+    Next: `lrt-lens inspect stitches/stitch` names the hook points; `lrt-lens learn vector` or
+    `learn probe` learns at the source's.
     """
+
+    words: ClassVar[str] = "fit"
 
     pairs: Annotated[str | None, tyro.conf.arg(metavar="3:5,4:7")] = None
     """Hook pairs (source:target) instead of all layers, such as the best of `lrt-lens survey`."""
@@ -105,7 +112,7 @@ class Fit(PairCommand):
         self._prepare_folder(ranks, max(1, len(passes)))
         grids = self._harvest(ranks, shard, passes, self._budget(wanted) if may_survey else None)
         if grids is not None:
-            write_outputs(self.out, json_arguments(self), *grids)
+            write_outputs(self.out, self, *grids)
 
     @property
     def settings(self) -> "HarvestSettings":
@@ -121,6 +128,11 @@ class Fit(PairCommand):
             placement=self.placement,
             placement_folder=self.placement_folder,
         )
+
+    @property
+    def shard_name(self) -> str:
+        """The shard in the names of files, such as ``0-of-8``; empty without one."""
+        return (self.shard or "").replace("/", "-of-")
 
     def _budget(self, wanted: int | None) -> int:
         """Return the memory budget in bytes; by default a quarter of what is free."""
@@ -205,6 +217,7 @@ class Fit(PairCommand):
         for folder in folders:
             remove_checkpoints(folder)
         if shard is not None:
+            write_options(self.out, self, f"run-{self.shard_name}.toml")
             merge = f"lrt-lens merge OUT {self.out / 'moments-*.safetensors'}"
             say(f"written: {files[0]}; when all {shard[1]} shards are there: {merge}")
             return None
@@ -281,6 +294,8 @@ class Fit(PairCommand):
             return
         # Shards may share a folder, so each tests its own part of it and not the same file.
         # Before hours of work, not after them.
+        if not self.shard:
+            refuse_foreign(self.out)
         refuse_unwritable(self._checkpoints(n_passes)[0] if self.shard else self.out)
         if self.restart:
             for folder in self._checkpoints(n_passes):
@@ -288,7 +303,7 @@ class Fit(PairCommand):
 
     def _checkpoints(self, n_passes: int) -> list[Path]:
         """Return the folder of checkpoints of each pass; shards of one ``--out`` have their own."""
-        name = f"checkpoint-{self.shard.replace('/', '-of-')}" if self.shard else "checkpoint"
+        name = f"checkpoint-{self.shard_name}" if self.shard else "checkpoint"
         if n_passes == 1:
             return [self.out / name]
         return [self.out / f"{name}-pass-{k}-of-{n_passes}" for k in range(1, n_passes + 1)]

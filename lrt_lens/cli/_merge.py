@@ -7,20 +7,28 @@ Limits: every shard of the run is needed.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
-from lrt_lens.cli._outputs import json_arguments, write_outputs
+from lrt_lens.cli._command import Command
+from lrt_lens.cli._outputs import start_run, write_outputs
 
 
-@dataclass(frozen=True)
-class Merge:
-    """Add the moments of all shards of a run, fit, and write the same results as fit."""
+@dataclass(frozen=True, kw_only=True)
+class Merge(Command):
+    """Add the moments of all shards of a run, fit, and write the same results as fit.
 
-    out: tyro.conf.Positional[Path]
+        lrt-lens merge OUT stitches/moments-*-of-8.safetensors
+
+    Next: as after `lrt-lens fit`.
+    """
+
+    words: ClassVar[str] = "merge"
+
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
     """Folder for moments.safetensors, results.json, report.html and the best stitch."""
-    shards: tyro.conf.Positional[tuple[Path, ...]]
+    shards: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="SHARDS")]
     """The files of `lrt-lens fit --shard i/N`, in any order."""
     alpha: float | None = None
     """Ridge penalty relative to the mean variance; by default chosen by cross-validation."""
@@ -35,14 +43,13 @@ class Merge:
 
     def run(self) -> None:
         """Merge, fit and write the results."""
-        from lrt_lens._files import refuse_unwritable
         from lrt_lens._repr_html import names_in_tables
         from lrt_lens.moments._scale_out import merge_shards
         from lrt_lens.stitching._fit import fit_grid
         from lrt_lens.stitching.solvers._ridge import Ridge
 
         solver = Ridge(alpha=self.alpha, standardize=self.standardize)
-        refuse_unwritable(self.out)
+        start_run(self.out)
         moments = merge_shards(
             self.shards, placement=self.placement, placement_folder=self.placement_folder
         )
@@ -50,4 +57,4 @@ class Merge:
         models = (moments.provenance.source, moments.provenance.target)
         names = names_in_tables(*(model.name if model else "unknown" for model in models))
         grid = fit_grid(moments, solver, progress=self.progress)
-        write_outputs(self.out, json_arguments(self), grid, names)
+        write_outputs(self.out, self, grid, names)

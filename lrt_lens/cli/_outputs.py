@@ -1,21 +1,35 @@
-"""Files and tables that the commands write: the best stitch, results.json and report.html.
+"""Files and tables that the commands write: results.json, report.html and run.toml.
 
-    write_outputs(out, json_arguments(command), grid, ("small", "large"))
+    refuse_foreign(out, ["vector.safetensors"])                # before the work
+    write_run(out, command, {"grid": scores}, html)            # after it
+    write_outputs(out, command, grid, ("small", "large"))      # the same with the best stitch
+
+Problem: a run must be read, shown and repeated later, and a folder may hold somebody's own files.
+Mechanism: three files with fixed names, each written as a whole; a file of that name that no
+command wrote is refused before any work.
 
 Limits: a grid of many hook pairs is printed in part; the report and results.json hold all.
 """
 
-from dataclasses import asdict
+import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lrt_lens._terminal import print_table, say
+from lrt_lens.cli._command import Command
+from lrt_lens.cli._config import toml_text
+from lrt_lens.cli._sections import run_page
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from lrt_lens.stitching._grid import StitchGrid
 
+RESULTS, REPORT, OPTIONS = "results.json", "report.html", "run.toml"
+"""Names of the files that a run writes."""
+_WRITTEN = "# Written by `lrt-lens"
+"""Start of every file of options that a run wrote."""
 _SHOWN_PAIRS = 12
 """Number of hook pairs that are printed."""
 _FIT_COLUMNS = [
@@ -31,12 +45,112 @@ _FIT_COLUMNS = [
 """Columns that fit into a terminal of 80 columns; the report and results.json hold all."""
 
 
-def write_outputs(
-    out: Path, arguments: dict[str, Any], grid: "StitchGrid", names: tuple[str, str]
-) -> None:
+def write_run(
+    out: Path, command: Command, tables: dict[str, Any], html: str = "", *, title: str = ""
+) -> Path:
+    """Write run.toml, results.json and report.html into a folder; return the report.
+
+    Args:
+        out: the folder.
+        command: the command with its options.
+        tables: tables of results.json by name.
+        html: the report; empty for one that is made from the tables.
+        title: title of a report that is made from the tables.
+    """
+    from lrt_lens.report import write_html, write_results
+    from lrt_lens.report._results import plain_json
+
+    write_options(out, command)
+    whole = {"command": command.words, **tables}
+    write_results(out / RESULTS, command.arguments, whole)
+    content = plain_json({"arguments": command.arguments, **whole})
+    html = html or run_page(title or f"lrt-lens {command.words}", content)
+    # The report comes last, so that a folder with one is complete.
+    return write_html(out / REPORT, html)
+
+
+def write_options(out: Path, command: Command, name: str = OPTIONS) -> Path:
+    """Write the options of a run, from which ``--config`` repeats it, and return the file."""
+    from lrt_lens._files import write_atomically
+
+    path = out / name
+    text = (
+        f"{_WRITTEN} {command.words}`; repeat: lrt-lens {command.words} --config {name}\n"
+        f"{toml_text(command.words, command.arguments, type(command))}"
+    )
+    octets = text.encode("utf-8", errors="replace")
+    return write_atomically(path, lambda temporary: temporary.write_bytes(octets))
+
+
+def refuse_foreign(out: Path, names: Iterable[str] = ()) -> None:
+    """Raise if a file that a run will write is there, and no run wrote it.
+
+    Args:
+        out: folder of the run.
+        names: files that it writes besides run.toml, results.json and report.html.
+
+    Raises:
+        ValueError: such a file is there; the message names it.
+    """
+    for name in (RESULTS, REPORT, OPTIONS, *names):
+        path = out / name
+        if path.exists() and not _is_ours(path):
+            raise ValueError(
+                f"{str(path)!r} was not written by lrt-lens, and this command would replace it; "
+                "choose another --out, or move that file away"
+            )
+
+
+def _is_ours(path: Path) -> bool:
+    """Return whether a run wrote this file; what cannot be read was not."""
+    check = _CHECKS.get(path.name, _is_our_tensors if path.suffix == ".safetensors" else None)
+    try:
+        return _has_our_results(path) if check is None else check(path)
+    except (OSError, ValueError):
+        return False
+
+
+def _is_our_tensors(path: Path) -> bool:
+    from lrt_lens._tensor_files import mapped_tensors
+
+    return mapped_tensors(path, None).metadata.get("schema_version", "").startswith("lrt_lens.")
+
+
+def _is_our_json(path: Path) -> bool:
+    content = json.loads(path.read_bytes())
+    return isinstance(content, dict) and str(content.get("schema_version")).startswith("lrt_lens.")
+
+
+def _is_our_page(path: Path) -> bool:
+    with path.open(encoding="utf-8", errors="replace") as page:
+        start = page.read(2000)
+    # Pages of earlier versions do not say who wrote them, and results.json stands beside them.
+    return '<meta name="generator" content="lrt_lens">' in start or _has_our_results(path)
+
+
+def _has_our_results(path: Path) -> bool:
+    return (path.parent / RESULTS).exists() and _is_our_json(path.parent / RESULTS)
+
+
+def is_our_options(path: Path) -> bool:
+    """Return whether a run wrote this file of options."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return file.read(len(_WRITTEN)) == _WRITTEN
+
+
+_CHECKS: dict[str, Callable[[Path], bool]] = {
+    RESULTS: _is_our_json,
+    REPORT: _is_our_page,
+    OPTIONS: is_our_options,
+}
+"""Functions that recognise a file of ours, by its name."""
+
+
+# --------------------------------------------------------------------------------------------- fits
+
+
+def write_outputs(out: Path, command: Command, grid: "StitchGrid", names: tuple[str, str]) -> None:
     """Write the best stitch, results.json and report.html, and print the scores."""
-    from lrt_lens.report._html import write_html
-    from lrt_lens.report._results import write_results
     from lrt_lens.stitching._fit_report import fit_report
 
     alignment = grid.moments.provenance.alignment
@@ -48,9 +162,8 @@ def write_outputs(
         "grid": grid.scores,
         "stitch": best.scores,
     }
-    write_results(out / "results.json", arguments, tables)
-    report = write_html(
-        out / "report.html", fit_report(names, grid.scores, grid.choices(), best.scores, alignment)
+    report = write_run(
+        out, command, tables, fit_report(names, grid.scores, grid.choices(), best.scores, alignment)
     )
     print_best_pairs(grid.scores, _FIT_COLUMNS)
     moments = grid.moments
@@ -73,13 +186,27 @@ def print_best_pairs(scores: "pd.DataFrame", columns: list[str]) -> None:
     print_table(f"Hook pairs, best first{part}", shown.loc[:, columns])
 
 
-def json_arguments(command: Any) -> dict[str, Any]:
-    """Return the fields of a command as JSON values."""
+# -------------------------------------------------------------------------------- runs of any kind
 
-    # tuples and paths are no JSON values
-    def plain(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return [plain(item) for item in value]
-        return str(value) if isinstance(value, Path) else value
 
-    return {key: plain(value) for key, value in asdict(command).items()}
+def start_run(out: Path, names: Iterable[str] = ()) -> None:
+    """Check a folder before any work: it can be written, and holds nothing foreign.
+
+    Args:
+        out: folder of the run.
+        names: files that it writes besides run.toml, results.json and report.html.
+
+    Raises:
+        ValueError: a file of somebody else is in the way.
+        OSError: the folder cannot be written to.
+    """
+    from lrt_lens._files import refuse_unwritable
+
+    refuse_foreign(out, names)
+    refuse_unwritable(out)
+
+
+def say_facts(title: str, known: dict[str, str]) -> None:
+    """Print facts about an artefact, one per line."""
+    width = max(map(len, known), default=0)
+    say("\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in known.items())]))

@@ -1,6 +1,6 @@
 """Options and checks of the commands that run two models on documents.
 
-    @dataclass(frozen=True)
+    @dataclass(frozen=True, kw_only=True)
     class Survey(PairCommand):
         out: Path = Path("survey")
 
@@ -14,20 +14,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from lrt_lens.cli._models import PairOptions
+
 if TYPE_CHECKING:
-    from lrt_lens.models._pair import ModelPair
     from lrt_lens.moments._plan import ModelShape
     from lrt_lens.stitching.solvers._ridge import Ridge
 
 
-@dataclass(frozen=True)
-class PairCommand:
+@dataclass(frozen=True, kw_only=True)
+class PairCommand(PairOptions):
     """Options of a command that runs two models on the same documents."""
 
-    source: str
-    """Source model, on which things are learnt: hub id or local folder."""
-    target: str
-    """Target model of the transfer: hub id or local folder."""
     documents: str
     """A file (.txt, .md, .jsonl, .ndjson, .json, .csv, .tsv or .parquet, also with .gz or .zst), a
     folder of such files, or the name of a data set."""
@@ -56,22 +53,6 @@ class PairCommand:
     """Moments of shuffled pairs: in full, as a sketch, or none."""
     moment_dtype: Literal["float32", "float64"] = "float32"
     """Precision in which the moments of a batch are computed; they are added up in float64."""
-    device: str | None = None
-    """Device of the models, such as cuda:0; by default the CPU."""
-    device_map: str | None = None
-    """Distribution of the weights over several devices, such as auto."""
-    dtype: str = "float32"
-    """Precision of the weights."""
-    source_revision: str | None = None
-    """Revision of the source model on the hub."""
-    target_revision: str | None = None
-    """Revision of the target model on the hub."""
-    source_name: str | None = None
-    """Name of the source in tables and files; by default its hub id or the end of its path."""
-    target_name: str | None = None
-    """Name of the target in tables and files."""
-    prepend_bos: bool | None = None
-    """Begin each window with BOS; by default as the tokenizer does."""
     seed: int = 0
     """Seed of folds and shuffled pairs."""
     file_shares: int | None = None
@@ -86,7 +67,6 @@ class PairCommand:
     def check(self) -> None:
         """Raise ValueError for an option that would fail later, before anything is loaded."""
         from lrt_lens._numbers import checked_seconds
-        from lrt_lens.models._loading import checked_device, torch_dtype
         from lrt_lens.moments._harvest_settings import HarvestSettings
 
         HarvestSettings(
@@ -97,30 +77,8 @@ class PairCommand:
             file_shares=self.file_shares,
         )
         checked_seconds(self.checkpoint_every)
-        torch_dtype(self.dtype)
         _ = self.solver, layers_of(self.source_layers), layers_of(self.target_layers)
-        # With several ranks, "cuda" is the GPU of each.
-        if self.device is not None:
-            checked_device(self.device)
-        _refuse_missing_folder("--source", self.source)
-        _refuse_missing_folder("--target", self.target)
-
-    def load(self, device: str | None) -> "ModelPair":
-        """Return both models on a device."""
-        from lrt_lens.models._pair import ModelPair
-
-        return ModelPair.load(
-            self.source,
-            self.target,
-            device=device,
-            device_map=self.device_map,
-            dtype=self.dtype,
-            source_revision=self.source_revision,
-            target_revision=self.target_revision,
-            source_name=self.source_name,
-            target_name=self.target_name,
-            prepend_bos=self.prepend_bos,
-        )
+        self.check_models()
 
     def shapes(self) -> "tuple[ModelShape, ModelShape]":
         """Return the shapes of both models, from their configs: no weights are loaded."""
@@ -158,18 +116,6 @@ class PairCommand:
         from lrt_lens.stitching.solvers._ridge import Ridge
 
         return Ridge(alpha=self.alpha, standardize=self.standardize)
-
-
-def _refuse_missing_folder(option: str, model: str) -> None:
-    """Raise if a model is written as a path and no file or folder is there."""
-    # transformers would look for it on the hub and complain about the form of the id.
-    is_path = model.startswith(("/", "./", "../", "~")) or model.count("/") > 1
-    if is_path and not Path(model).exists():
-        raise ValueError(
-            f"{option} is {model!r}, and no such folder exists; give a folder that holds a "
-            "Hugging Face model (config.json and weights), or a hub id such as "
-            "'EleutherAI/pythia-70m-deduped'"
-        )
 
 
 def layers_of(text: str) -> Any:

@@ -17,7 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lrt_lens._numbers import checked_number, checked_whole
 from lrt_lens._progress import tqdm
 from lrt_lens.adapters.probes._evaluation import ProbeEvaluation, evaluate_probe
 from lrt_lens.adapters.saes._evaluation import evaluate_sae
@@ -38,6 +37,7 @@ from lrt_lens.bundled._texts import (
     demo_prompts,
     demo_texts,
 )
+from lrt_lens.demo._checks import checked_numbers
 from lrt_lens.demo._export import export_checked
 from lrt_lens.demo._result import DemoResult
 from lrt_lens.demo._side_by_side import side_by_side
@@ -166,20 +166,6 @@ def _stages(
         for task in PROBE_TASKS
     }
     return tasks
-
-
-def checked_numbers(
-    damage: float, n_tokens: int, n_random: int, loss_tokens: int = 1, seed: int = 0
-) -> None:
-    """Raise ValueError if a number of the demo is out of its range."""
-    checked_number("damage", damage, above=0.0)
-    for name, value in (
-        ("n_tokens", n_tokens),
-        ("n_random", n_random),
-        ("loss_tokens", loss_tokens),
-    ):
-        checked_whole(name, value, least=1)
-    checked_whole("seed", seed, least=0)
 
 
 def _progress_bar(total: int, progress: bool) -> Any:

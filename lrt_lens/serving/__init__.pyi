@@ -9,6 +9,7 @@ from ._export import export_vectors as export_vectors
 from ._formats import FORMATS as FORMATS
 from ._formats import VectorFormat as VectorFormat
 from ._hub_upload import push_to_hub as push_to_hub
+from ._import import format_of as format_of
 from ._import import import_vector as import_vector
 from ._import import import_vectors as import_vectors
 from ._probe_files import export_probe as export_probe

@@ -6,11 +6,13 @@ import re
 import subprocess
 import sys
 import zlib
+from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from lrt_lens.cli import COMMANDS
 from tests.docs.conftest import DOCS, ROOT
 
 
@@ -42,7 +44,7 @@ def test_relative_links_of_all_pages_lead_to_files() -> None:
     for page in pages:
         prose = re.sub(r"```.*?```|`[^`]*`", "", page.read_text(encoding="utf-8"), flags=re.S)
         for target in re.findall(r"\]\(([^)\s#]+)(?:#[^)]*)?\)", prose):
-            generated = target.endswith("reference/index.md")
+            generated = target.endswith(("reference/index.md", "reference/command_line.md"))
             if "://" not in target and not generated and not (page.parent / target).exists():
                 broken.append(f"{page.relative_to(ROOT)} → {target}")
     assert broken == []
@@ -55,6 +57,18 @@ def test_every_public_name_is_on_one_page_of_the_reference() -> None:
     listed = [name for names in reference.public_names().values() for name in names]
     assert sorted(shown) == sorted(listed)
     assert {"fit_stitches", "Stitch", "SAERows", "HookPointError"} <= set(shown)
+
+
+def test_the_reference_has_every_command_with_all_options_described() -> None:
+    page = extension("command_line").command_line_page()
+    for kind in COMMANDS:
+        start = page.index(f"\n## lrt-lens {kind.words}\n")
+        section = page[start + 1 :].partition("\n## ")[0]
+        rows = [line for line in section.splitlines() if line.startswith("| `")]
+        assert len(rows) == len(fields(kind)), kind.words
+        assert all(re.search(r" \| \S[^|]* \|$", row.replace("\\|", "")) for row in rows)
+        assert f"```bash\nlrt-lens {kind.words}" in section
+    assert "| `--damage` | a number | `0.1` |" in page
 
 
 def test_array_annotations_lose_their_module() -> None:
