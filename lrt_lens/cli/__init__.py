@@ -22,6 +22,7 @@ from lrt_lens.cli._evaluate_stitch import EvaluateStitch
 from lrt_lens.cli._evaluate_vector import EvaluateVector
 from lrt_lens.cli._export import Export
 from lrt_lens.cli._fit import Fit
+from lrt_lens.cli._fit_states import FitStates
 from lrt_lens.cli._import import Import
 from lrt_lens.cli._inspect import Inspect
 from lrt_lens.cli._learn_probe import LearnProbe
@@ -30,6 +31,7 @@ from lrt_lens.cli._merge import Merge
 from lrt_lens.cli._pair_command import PairCommand
 from lrt_lens.cli._parsing import completion_script, parse
 from lrt_lens.cli._report import ReportRuns
+from lrt_lens.cli._states import States
 from lrt_lens.cli._survey import SurveyPairs
 from lrt_lens.cli._transfer import Transfer
 from lrt_lens.moments._interrupts import Interrupts
@@ -39,6 +41,8 @@ COMMANDS: tuple[type[Command], ...] = (
     SurveyPairs,
     Fit,
     Merge,
+    States,
+    FitStates,
     LearnVector,
     LearnProbe,
     Transfer,

@@ -1,4 +1,5 @@
 from ._folder import StateFolder as StateFolder
+from ._folder import is_state_folder as is_state_folder
 from ._harvest_states import harvest_states as harvest_states
 from ._manifest import ArrayFiles as ArrayFiles
 from ._manifest import StateManifest as StateManifest
