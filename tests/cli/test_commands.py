@@ -170,7 +170,7 @@ REFUSED = [
     ("transfer {stitch} {moments}", "is moments; expected a steering vector"),
     ("transfer {stitch} {notes}", "is a file of no known kind"),
     ("transfer {stitch} {direction}", "which does not say where it acts; give --at, such as --at"),
-    ("import {direction} --at -1", "at is -1, which counts from the last block; give --model too"),
+    ("import {direction} --at -1", "counts from the last block; give --model too"),
     ("transfer {stitch} {sae}", "this SAE has width 128; expected 16 dimensions"),
     ("transfer {stitch} {vector} --recentre {neutral}", "needs both models; give --source and"),
     ("transfer {stitch} {vector} --refit {neutral} " + MODELS, "--refit is for an SAE"),
