@@ -264,6 +264,23 @@ def _cache(path: Path) -> PathFacts:
     return PathFacts(rows, "in Python: lrt.moments.ActivationCache.open(…)")
 
 
+def _states(path: Path) -> PathFacts:
+    from lrt_lens.moments.states import StateFolder
+
+    about = StateFolder(path).manifest
+    n_files = len(list(path.glob("*.safetensors"))) + len(list(path.glob("*.parquet")))
+    rows = {
+        "kind": "hidden states",
+        "model": about.model,
+        "hook points": ", ".join(about.columns or ()),
+        "n layers": about.n_layers,
+        "sequences": about.n_sequences,
+        "files": n_files,
+        "identity": "known" if about.identity else "unknown",
+    }
+    return PathFacts(rows, f"lrt-lens fit-states --source MODEL --target {quote(str(path))}")
+
+
 # -------------------------------------------------------------------------------- results and texts
 
 
@@ -383,6 +400,7 @@ _FACTS: dict[str, Callable[[Path], PathFacts]] = {
     "survey": _moments,
     "checkpoint": _checkpoint,
     "activation cache": _cache,
+    "hidden states": _states,
     "run": _run,
     "results": _results,
     "export record": _record,

@@ -18,8 +18,8 @@ class FitStates(PairCommand):
     """Fit a map for every hook pair, from hidden states that an engine has kept.
 
     --source and --target are folders of hidden states, or models that run here (one of them at
-    most). Folders hold files of vLLM, parquet or .npy, and states.json says what they are; `lrt-lens
-    states` writes it. Writes what `lrt-lens fit` writes.
+    most). Folders hold files of vLLM, parquet or .npy, and states.json says what they are;
+    `lrt-lens states` writes it. Writes what `lrt-lens fit` writes.
 
         lrt-lens fit-states --source gpt2 --target states --documents corpus.jsonl --wait 600
 

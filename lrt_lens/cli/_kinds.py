@@ -14,6 +14,7 @@ import json
 from pathlib import Path
 
 IN_FOLDERS = {
+    "states.json": "hidden states",
     "stitch_config.json": "stitch",
     "lrt_lens_bake.json": "baked model",
     "probe.json": "exported probe",

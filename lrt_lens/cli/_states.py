@@ -1,4 +1,4 @@
-"""The command ``lrt-lens states``: windows of a harvest for an engine, and a program that runs them.
+"""The command ``lrt-lens states``: windows of a harvest for an engine, and its program.
 
     lrt-lens states --engine vllm --model org/large --other gpt2 --documents corpus.jsonl
 
@@ -27,14 +27,14 @@ class States(Command):
         lrt-lens states --engine vllm --model org/large --other gpt2 --documents corpus.jsonl
         python states/run_vllm.py --tensor-parallel-size 8 --dtype bfloat16
 
-    Next: `lrt-lens fit-states --source gpt2 --target states --documents corpus.jsonl`, with the same
-    options of the windows; it may run at the same time, with --wait 600.
+    Next: `lrt-lens fit-states --source gpt2 --target states --documents corpus.jsonl`, with the
+    same options of the windows; it may run at the same time, with --wait 600.
     """
 
     words: ClassVar[str] = "states"
 
     model: str
-    """Model that the engine runs: hub id or local folder, of which config and tokenizer are read."""
+    """Model that the engine runs, a hub id or local folder; only config and tokenizer are read."""
     documents: str
     """A file, a folder of files, or the name of a data set, as for `lrt-lens fit`."""
     out: Path = Path("states")

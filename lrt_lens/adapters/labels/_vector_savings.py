@@ -31,8 +31,8 @@ from lrt_lens.adapters.labels._savings import (
     label_counts,
     pool_size,
 )
-from lrt_lens.adapters.vectors._contrast_states import ContrastStates
-from lrt_lens.adapters.vectors._steering_vector import SteeringVector, read_contrast_states
+from lrt_lens.adapters.vectors._contrast_states import ContrastStates, read_contrast_states
+from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.data._contrast import ContrastSet
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.models._reading import Read, ReadingRules, ShortTexts, readable

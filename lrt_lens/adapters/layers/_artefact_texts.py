@@ -28,8 +28,8 @@ from lrt_lens.adapters.layers._reading import (
     read_hook,
 )
 from lrt_lens.adapters.layers._settings import LayerChoiceSettings
-from lrt_lens.adapters.vectors._contrast_states import ContrastStates
-from lrt_lens.adapters.vectors._steering_vector import SteeringVector, read_contrast_states
+from lrt_lens.adapters.vectors._contrast_states import ContrastStates, read_contrast_states
+from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.data._contrast import ContrastSet
 from lrt_lens.models._hook_points import depth, resolve
 from lrt_lens.models._hooked_model import HookedModel

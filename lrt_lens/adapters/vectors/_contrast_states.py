@@ -23,7 +23,10 @@ import torch
 from torch import Tensor
 
 from lrt_lens.adapters.vectors._sources import group_numbers, usable_groups
-from lrt_lens.models._hook_points import joint_name
+from lrt_lens.data._contrast import ContrastSet
+from lrt_lens.models._hook_points import joint_name, resolved_parts
+from lrt_lens.models._hooked_model import HookedModel
+from lrt_lens.models._reading import ReadingRules, read_at_hooks, readable, row_rule
 
 Method = Literal["mean_difference", "principal_component", "lda"]
 """Rule by which a direction is learnt from pairs of states."""
@@ -196,3 +199,28 @@ def states_at_hooks(
         here = {"hook": joint_name(parts), "median_norm": float(states.norm(dim=1).median())}
         found.append(ContrastStates(positive, negative, fields | here, paired=paired))
     return found
+
+
+def read_contrast_states(
+    model: HookedModel, contrast: ContrastSet, hooks: Sequence[int | str], rules: ReadingRules
+) -> list[ContrastStates]:
+    """Return the states of the texts that can be read at each hook point, from one reading."""
+    if not isinstance(contrast, ContrastSet):
+        raise TypeError(
+            f"contrast is a {type(contrast).__name__}; expected a ContrastSet, such as"
+            " ContrastSet(positive=[...], negative=[...])"
+        )
+    parts = [resolved_parts(hook, model) for hook in hooks]
+    names = list(dict.fromkeys(name for one in parts for name in one))
+    read, pairs = rules.read, bool(contrast.paired)
+    options: dict[str, Any] = {"truncation": rules.truncation, "skip_first": rules.skip_first}
+    options["short_texts"] = rules.short_texts
+    kept = readable([model], contrast.texts, read, pairs=pairs, **options)
+    options["short_texts"] = row_rule(rules.short_texts)
+    # `contrast.texts` lists all positive texts first, then all negative ones.
+    n_positive = int((kept.index < len(contrast.positive)).sum())
+    rows = read_at_hooks(model, kept.of(contrast.texts), names, read, **options)
+    fields: dict[str, Any] = {"model": model.identity, "name": contrast.name}
+    fields |= {"contrast": contrast.digest, "contrast_set": contrast} | vars(rules)
+    fields |= {"n_dropped": kept.n_dropped, "n_cut": kept.n_cut}
+    return states_at_hooks(parts, rows, fields, n_positive)

@@ -31,7 +31,7 @@ from lrt_lens._repr_html import card, facts
 from lrt_lens._stored_fields import as_damage, json_object, stored_fields, stored_text
 from lrt_lens._tensor_files import read_tensor_file, write_tensors
 from lrt_lens.adapters._earlier_files import in_current_form
-from lrt_lens.adapters.vectors._contrast_states import METHODS, ContrastStates, states_at_hooks
+from lrt_lens.adapters.vectors._contrast_states import METHODS, ContrastStates, read_contrast_states
 from lrt_lens.adapters.vectors._label_share import LabelShare
 from lrt_lens.adapters.vectors._projection import outside_span
 from lrt_lens.adapters.vectors._served_file import ServedFile, is_served
@@ -49,19 +49,10 @@ from lrt_lens.models._belonging import (
     refuse_other_stream,
 )
 from lrt_lens.models._given_origin import set_origin
-from lrt_lens.models._hook_points import resolved_parts
 from lrt_lens.models._hooked_model import Handle, HookedModel, load_model
 from lrt_lens.models._identity import ModelIdentity
 from lrt_lens.models._loading import ModelLike
-from lrt_lens.models._reading import (
-    Read,
-    ReadingRules,
-    ShortTexts,
-    read_activations,
-    read_at_hooks,
-    readable,
-    row_rule,
-)
+from lrt_lens.models._reading import Read, ReadingRules, ShortTexts, read_activations, readable
 from lrt_lens.models._text_codec import Truncation, text_list
 from lrt_lens.models._text_reader import SKIP_FIRST
 from lrt_lens.typing import Direction
@@ -577,28 +568,3 @@ class SteeringVector(ServingMethods):
         fields = stored_fields(path, cls, content, others=_APART)
         refuse_impossible_hook(path, fields["hook"], fields.get("model"))
         return fields
-
-
-def read_contrast_states(
-    model: HookedModel, contrast: ContrastSet, hooks: Sequence[int | str], rules: ReadingRules
-) -> list[ContrastStates]:
-    """Return the states of the texts that can be read at each hook point, from one reading."""
-    if not isinstance(contrast, ContrastSet):
-        raise TypeError(
-            f"contrast is a {type(contrast).__name__}; expected a ContrastSet, such as"
-            " ContrastSet(positive=[...], negative=[...])"
-        )
-    parts = [resolved_parts(hook, model) for hook in hooks]
-    names = list(dict.fromkeys(name for one in parts for name in one))
-    read, pairs = rules.read, bool(contrast.paired)
-    options: dict[str, Any] = {"truncation": rules.truncation, "skip_first": rules.skip_first}
-    options["short_texts"] = rules.short_texts
-    kept = readable([model], contrast.texts, read, pairs=pairs, **options)
-    options["short_texts"] = row_rule(rules.short_texts)
-    # `contrast.texts` lists all positive texts first, then all negative ones.
-    n_positive = int((kept.index < len(contrast.positive)).sum())
-    rows = read_at_hooks(model, kept.of(contrast.texts), names, read, **options)
-    fields: dict[str, Any] = {"model": model.identity, "name": contrast.name}
-    fields |= {"contrast": contrast.digest, "contrast_set": contrast} | vars(rules)
-    fields |= {"n_dropped": kept.n_dropped, "n_cut": kept.n_cut}
-    return states_at_hooks(parts, rows, fields, n_positive)
