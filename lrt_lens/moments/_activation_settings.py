@@ -35,7 +35,7 @@ class ActivationSettings(Settings):
     target_hook: int | str = "target"
     """Layer or hook point of ``y`` if it is a single array."""
     pairs: Sequence[tuple[int | str, int | str]] | None = None
-    """Hook pairs (source, target); None: every source hook point with every target hook point."""
+    """Hook pairs (source, target). None takes every source hook point with every target's."""
     null: bool | Literal["full", "sketch", "none"] = True
     """Cross-moments of shuffled pairs, as in `HarvestSettings`."""
     moment_dtype: str | torch.dtype = torch.float32

@@ -154,7 +154,7 @@ class CrossMoments(Accumulator):
             tokens: id of the source's token at each row, for the gain over token identity.
             embedding: the source's embedding [vocabulary, d], from which token identity is
                 predicted as in a harvest; None: from one column per frequent token.
-            settings: an `ActivationSettings`; **options are its fields as keywords.
+            settings: an `ActivationSettings`, whose fields may also be keywords.
 
         Raises:
             ValueError: there are no rows, or arrays and ids differ in length.

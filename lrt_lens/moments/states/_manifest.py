@@ -46,12 +46,12 @@ class StateManifest:
     """Description of the hidden states in a folder."""
 
     layer_ids: Sequence[int] | None = None
-    """Numbers of the columns of ``hidden_states`` as transformers and vLLM count: 0 is the
+    """Numbers of the columns of ``hidden_states`` as transformers and vLLM count. 0 is the
     embedding, k + 1 the output of block k. Columns are in ascending order, as vLLM writes them
     whatever was asked.
     """
     hooks: Sequence[int | str] | None = None
-    """Instead of ``layer_ids``: hook points of the columns, in the order of the columns. A number
+    """Hook points of the columns, in the order of the columns, instead of ``layer_ids``. A number
     ``l`` is ``blocks.l.hook_resid_post``.
     """
     n_layers: int | None = None
@@ -59,7 +59,7 @@ class StateManifest:
     model: str = ""
     """Hub id or folder of the model; its name in tables."""
     tokenizer: str | None = None
-    """Hub id or folder of the tokenizer; None: that of ``model``."""
+    """Hub id or folder of the tokenizer. Without it that of ``model`` is taken."""
     prepend_bos: bool | None = None
     """BOS policy of the sequences, as in `HookedModel.load`."""
     context_length: int | None = None
