@@ -96,10 +96,13 @@ class ArrayStore:
             return
         self._is_read = True
         numbers = self._mapped(self._files.sequences)
-        self._refuse_other_length(numbers, shown(self._path(self._files.sequences)))
+        self._refuse_other_length(numbers, shown(self._path(self._files.sequences)), n_axes=1)
         documents = None if self._files.documents is None else self._mapped(self._files.documents)
         if documents is not None:
-            self._refuse_other_length(documents, shown(self._path(self._files.documents or "")))
+            where = shown(self._path(self._files.documents or ""))
+            self._refuse_other_length(documents, where, n_axes=1)
+        if not len(numbers):
+            return
         # A sequence ends where its number changes.
         bounds = [0, *(np.flatnonzero(numbers[1:] != numbers[:-1]) + 1).tolist(), len(numbers)]
         where = shown(self._path(self._files.token_ids))
@@ -111,13 +114,18 @@ class ArrayStore:
                     " the tokens of one sequence one behind the other: sort them"
                 )
             seen.add(number)
+            if documents is not None and np.any(documents[begin:end] != documents[begin]):
+                raise FileFormatError(
+                    f"sequence {number} of {self.name!r} is of two documents; expected the tokens"
+                    " of one document in a sequence"
+                )
             document = None if documents is None else documents[begin].item()
             ids = checked_ids(self._ids[begin:end], where)
-            yield StateSequence(ids, slice(begin, end), f"sequence {number}", document)
+            yield StateSequence(ids, (begin, end), f"sequence {number}", document)
 
     def ids(self, place: Any) -> np.ndarray:
         """Return the token ids of one sequence [token]."""
-        return np.asarray(self._ids[place], dtype=np.int64)
+        return np.asarray(self._ids[slice(*place)], dtype=np.int64)
 
     def read(self, place: Any, hooks: Sequence[str]) -> dict[str, Tensor]:
         """Return the states of one sequence, ``{hook: [token, d]}``.
@@ -131,7 +139,8 @@ class ArrayStore:
         rows = {}
         for hook in hooks:
             array, column = self._columns[hook]
-            values = array[place] if column is None else array[place, column]
+            rows_of_place = array[slice(*place)]
+            values = rows_of_place if column is None else rows_of_place[:, column]
             rows[hook] = as_states(values, f"{hook!r} in {self.name!r}")
         return rows
 
@@ -158,7 +167,13 @@ class ArrayStore:
         except (OSError, ValueError, EOFError) as error:
             raise FileFormatError(f"{shown(path)} is missing or no .npy array ({error})") from error
 
-    def _refuse_other_length(self, array: np.ndarray, where: str) -> None:
+    def _refuse_other_length(
+        self, array: np.ndarray, where: str, n_axes: int | None = None
+    ) -> None:
+        if n_axes is not None and array.ndim != n_axes:
+            raise FileFormatError(
+                f"{where} has shape {list(array.shape)}; expected one entry per token, [token]"
+            )
         if len(array) != len(self._ids):
             raise MismatchError(
                 f"{where} has {len(array)} entries and {self._files.token_ids!r} {len(self._ids)};"

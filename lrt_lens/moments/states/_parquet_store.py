@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
+from lrt_lens._tensor_files import file_state
 from lrt_lens.errors import FileFormatError, HookPointError, MismatchError
 from lrt_lens.moments.states._manifest import MANIFEST_NAME, StateManifest, hook_name
 from lrt_lens.moments.states._safetensors_store import IDS, STATES, natural_order
@@ -41,6 +42,8 @@ class _RowPlace:
     group: int
     row: int
     n_tokens: int
+    state: Any
+    """State of the file when the ids were read."""
 
 
 @dataclass
@@ -88,8 +91,10 @@ class ParquetStore:
         for path in self._files():
             if path in self._left or not _is_complete(path):
                 continue
-            file = pq.ParquetFile(path)
+            state, file = file_state(path), pq.ParquetFile(path)
             self._left[path] = file.metadata.num_rows
+            if not file.metadata.num_rows:
+                continue
             self._decide(path, file)
             names = [IDS, *([DOCUMENT] if DOCUMENT in file.schema_arrow.names else [])]
             for group in range(file.num_row_groups):
@@ -98,20 +103,23 @@ class ParquetStore:
                 for row in range(len(table)):
                     where = f"row {row} of row group {group} of {shown(path)}"
                     ids = checked_ids(np.asarray(table[IDS][row].values), where)
-                    place, name = (
-                        _RowPlace(path, group, row, len(ids)),
-                        f"{path.name}/{group}/{row}",
-                    )
+                    place = _RowPlace(path, group, row, len(ids), state)
+                    name = f"{path.name}/{group}/{row}"
                     yield StateSequence(ids, place, name, documents and documents[row])
 
     def ids(self, place: Any) -> np.ndarray:
         """Return the token ids of one row [token]."""
-        ids = self._group(place.path, place.group)[IDS][place.row].values
+        ids = self._group(place)[IDS][place.row].values
         return checked_ids(np.asarray(ids), shown(place.path))
 
     def read(self, place: Any, hooks: Sequence[str]) -> dict[str, Tensor]:
-        """Return the states of one row, ``{hook: [token, d]}``."""
-        table = self._group(place.path, place.group)
+        """Return the states of one row, ``{hook: [token, d]}``.
+
+        Raises:
+            FileFormatError: the file was changed or removed after its ids had been read, or a cell
+                has another shape.
+        """
+        table = self._group(place)
         where = f"row {place.row} of row group {place.group} of {shown(place.path)}"
         if STATES not in self._names:
             return {hook: self._column(table, self._names[hook], place, where) for hook in hooks}
@@ -154,18 +162,31 @@ class ParquetStore:
                 self.hooks = tuple(self._names) if columns is None else columns
             first = file.read_row_group(0).slice(0, 1)
             name = next(iter(self._names.values()))
-            n_tokens = len(first[IDS][0].values)
+            n_tokens = len(checked_ids(np.asarray(first[IDS][0].values), f"row 0 of {where}"))
             n_columns = len(self.hooks) if name == STATES else 1
-            self.d_model = len(_flat(first[name], 0)) // max(1, n_tokens * n_columns)
-        missing = [name for name in self._names.values() if name not in names]
+            n_numbers = len(_flat(first[name], 0, f"{name!r} in row 0 of {where}")[0])
+            self.d_model = n_numbers // (n_tokens * n_columns)
+        if STATES in self._names:
+            missing = [] if STATES in names else [STATES]
+        else:
+            missing = [hook for hook in self.hooks if self._names.get(hook) not in names]
         if missing:
-            raise MismatchError(f"{where} lacks the columns {missing} of the files before it")
+            raise MismatchError(
+                f"{where} lacks the columns {missing}, which the files before it have or"
+                f" {MANIFEST_NAME} names; it has {names}"
+            )
 
-    def _group(self, path: Path, group: int) -> pa.Table:
-        key = path, group
+    def _group(self, place: _RowPlace) -> pa.Table:
+        key = place.path, place.group
+        if file_state(place.path) != place.state:
+            raise FileFormatError(
+                f"{shown(place.path)} was changed while the harvest ran; let the writer finish, or"
+                " write under another name and rename"
+            )
         if key not in self._groups:
             columns = [IDS, *dict.fromkeys(self._names.values())]
-            self._groups[key] = pq.ParquetFile(path).read_row_group(group, columns=columns)
+            file = pq.ParquetFile(place.path)
+            self._groups[key] = file.read_row_group(place.group, columns=columns)
             while len(self._groups) > _GROUPS_IN_MEMORY:
                 self._groups.popitem(last=False)
         self._groups.move_to_end(key)
@@ -173,25 +194,45 @@ class ParquetStore:
 
     def _column(self, table: pa.Table, name: str, place: _RowPlace, where: str) -> Tensor:
         """Return the states in a cell: [token, layer, d] of ``hidden_states``, else [token, d]."""
-        flat = _flat(table[name], place.row)
+        flat, shape = _flat(table[name], place.row, f"{name!r} in {where}")
         n_columns = len(self.hooks) if name == STATES else 1
         width, rest = divmod(len(flat), place.n_tokens * n_columns)
-        if rest:
+        # A cell that is flat has no shape; one that is nested must not be read as another.
+        allowed = [(len(flat),), (place.n_tokens, n_columns * width)]
+        if name == STATES:
+            allowed.append((place.n_tokens, n_columns, width))
+        if rest or shape not in allowed:
+            wanted = (
+                f"[token, layer, d] with {n_columns} layers" if name == STATES else "[token, d]"
+            )
             raise FileFormatError(
-                f"{name!r} in {where} has {len(flat)} numbers for {place.n_tokens} tokens and"
-                f" {n_columns} column(s); expected the same width for every token"
+                f"{name!r} in {where} has shape {list(shape)} for {place.n_tokens} tokens; expected"
+                f" {wanted}: mend the file, or layer_ids or hooks in {MANIFEST_NAME}"
             )
         refuse_other_width(width, self.d_model, where, "the rows before it")
         shape = (n_columns, width) if name == STATES else (width,)
         return as_states(flat.reshape(place.n_tokens, *shape), where)
 
 
-def _flat(column: pa.ChunkedArray, row: int) -> np.ndarray:
-    """Return all numbers of one cell, whatever its nesting."""
-    values = column[row].values
-    while pa.types.is_nested(values.type):
+def _flat(column: pa.ChunkedArray, row: int, where: str) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Return all numbers of one cell, and the shape of its lists.
+
+    Raises:
+        FileFormatError: it holds no lists of numbers, or lists of several lengths.
+    """
+    values: Any = getattr(column[row], "values", None)
+    shape, is_regular = [0 if values is None else len(values)], values is not None
+    while isinstance(values, pa.ListArray | pa.LargeListArray | pa.FixedSizeListArray):
+        # Lists of several lengths, or one that is missing, have no shape.
+        is_regular &= not values.null_count and len(values.value_lengths().unique()) <= 1
+        shape.append(len(values.flatten()) // max(1, len(values)))
         values = values.flatten()
-    return values.to_numpy(zero_copy_only=False)
+    if not is_regular or pa.types.is_nested(values.type) or not shape[0]:
+        raise FileFormatError(
+            f"{where} has type {column.type} or lists of several lengths; expected lists of"
+            " numbers, of one length for every token"
+        )
+    return values.to_numpy(zero_copy_only=False), tuple(shape)
 
 
 def _is_complete(path: Path) -> bool:
