@@ -122,6 +122,8 @@ def main():
     if not left:
         return
     scratch.mkdir(exist_ok=True)
+    for leftover in scratch.iterdir():
+        leftover.unlink()  # of a run that was stopped; vLLM may give its name again
     llm = engine(manifest, options, scratch)
     from vllm import SamplingParams
 

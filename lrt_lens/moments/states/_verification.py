@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lrt_lens.errors import MismatchError
-from lrt_lens.models._hook_points import EMBED, residual_post
+from lrt_lens.models._hook_points import EMBED, place, residual_post
 from lrt_lens.models._hooked_model import HookedModel
 
 logger = logging.getLogger(__name__)
@@ -45,11 +45,12 @@ def verify_states(texts: Sequence[Text], model: HookedModel, where: str) -> None
         MismatchError: states are those of another hook point, position or model; the message names
             which, if they are found anywhere.
     """
-    references = [_references(ids, model) for ids, _ in texts]
-    for hook in texts[0][1]:
+    kept = {hook: place(hook) for hook in texts[0][1]}
+    references = [_references(ids, model, list(kept.values())) for ids, _ in texts]
+    for hook, own_name in kept.items():
         states = [rows[hook].float() for _, rows in texts]
-        tolerance = TOLERANCES.get(texts[0][1][hook].dtype, _TOLERANCE)
-        expected = _difference(states, [one.get(hook) for one in references])
+        tolerance = max(_tolerance(rows[hook]) for _, rows in texts)
+        expected = _difference(states, [one.get(own_name) for one in references])
         if expected <= tolerance:
             continue
         found = [
@@ -60,7 +61,7 @@ def verify_states(texts: Sequence[Text], model: HookedModel, where: str) -> None
         best, name, shift = min(found)
         # The embedding and the stream before block 0 may be equal: the expected name comes first.
         for difference, own, by in found:
-            if own == hook and difference <= max(best, tolerance):
+            if own == own_name and difference <= max(best, tolerance):
                 best, name, shift = difference, own, by
         if hook == EMBED and name == "blocks.0.hook_resid_pre" and not shift and best <= tolerance:
             # Engines count the embeddings of positions as part of the embedding.
@@ -108,12 +109,27 @@ def _complaint(
     )
 
 
-def _references(ids: Sequence[int], model: HookedModel) -> dict[str, Tensor]:
-    """Return the states of a sequence at all hook points, [token, d], and behind the final norm."""
+def _tolerance(states: Tensor) -> float:
+    """Return the largest relative difference of states that count as equal.
+
+    Numbers that a format of half precision holds exactly are of that precision, also if they were
+    written as float32, because tables and numpy have no bfloat16.
+    """
+    for dtype, tolerance in TOLERANCES.items():
+        if states.dtype == dtype or torch.equal(states.to(dtype).to(states.dtype), states):
+            return tolerance
+    return _TOLERANCE
+
+
+def _references(ids: Sequence[int], model: HookedModel, kept: Sequence[str]) -> dict[str, Tensor]:
+    """Return the states of a sequence, [token, d], at all hook points and behind the final norm.
+
+    Those between attention and MLP are left out unless they are in ``kept``.
+    """
     names = [
         name
         for name in model.hook_points
-        if name in (EMBED, "blocks.0.hook_resid_pre") or name.endswith("hook_resid_post")
+        if name in (EMBED, "blocks.0.hook_resid_pre", *kept) or name.endswith("hook_resid_post")
     ]
     tokens = model.pad([list(ids)])
     states = {
