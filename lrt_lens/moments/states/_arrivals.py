@@ -6,17 +6,22 @@ by the hash of all their token ids, or as one that begins with the wanted tokens
 causal, so that its first states are those of the shorter text). What has not arrived is waited for.
 
     arrivals = Arrivals(store, wait=60.0)
-    arrivals.find(window.ids)                     # the sequence
+    found = arrivals.claim(arrivals.find(window.ids, reader))
+    arrivals.release(found)                       # deletes it
     for sequence in arrivals.in_order(): ...      # all of them, once
 
-Limits: a hash per sequence stays in memory.
+Where sequences are deleted, each window claims one of its own: copies of a text are not deleted for
+one another, and a longer sequence stays until the end, because its own window may be to come.
+
+Limits: a few hashes per sequence stay in memory.
 """
 
 import hashlib
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -26,11 +31,26 @@ from lrt_lens.models._text_reader import TextReader
 from lrt_lens.moments.states._ledger import Ledger
 from lrt_lens.moments.states._sequence import StateSequence, StateStore
 
-_HEAD = 8
-"""Tokens by which longer sequences are found."""
+_HEADS = (32, 4)
+"""Numbers of first tokens by which longer sequences are found: a chat template begins all alike."""
+_COMPARED = 64
+"""Largest number of sequences of which a message names the most similar one."""
 _POLL_SECONDS = 0.2
 _SHOWN = 5
 """Largest number of files that a message lists."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """Sequence that begins with the tokens of a window."""
+
+    place: Any
+    heads: tuple[bytes, ...]
+    """Hashes of the window's tokens: of all, and of the first ones."""
+    is_whole: bool
+    """False if the sequence is longer than the window."""
+    is_own: bool = False
+    """True if no other window has claimed the sequence."""
 
 
 @dataclass
@@ -43,14 +63,24 @@ class Arrivals:
     n_arrived: int = 0
     _whole: dict[bytes, list[Any]] = field(repr=False, default_factory=dict)
     """Places of the sequences by the hash of their ids."""
-    _heads: dict[bytes, list[Any]] = field(repr=False, default_factory=dict)
-    """Places of the sequences by the hash of their first ids."""
+    _heads: dict[bytes, dict[Any, int]] = field(repr=False, default_factory=dict)
+    """Places of the sequences, with their lengths, by the hash of their first ids."""
+    _n_claimed: dict[bytes, int] = field(repr=False, default_factory=dict)
+    """Number of sequences with a hash that windows have claimed and that were not deleted yet."""
+    _gone: set[bytes] = field(repr=False, default_factory=set)
+    """Hashes of the sequences that were deleted."""
+    _late: set[bytes] = field(repr=False, default_factory=set)
+    """Hashes of the sequences that are deleted at the end."""
+    _longer: dict[Any, None] = field(repr=False, default_factory=dict)
+    """Places of longer sequences that were used."""
+    _n_gone: int = 0
+    """Number of sequences of earlier runs that were deleted."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _listed: list[StateSequence] | None = field(default=None, repr=False)
     """Sequences that arrived and were not yet yielded in order; None unless they are wanted so."""
 
-    def find(self, ids: Sequence[int], reader: TextReader, what: str = "a window") -> Any:
-        """Return the place of a sequence that begins with these tokens; it is waited for.
+    def find(self, ids: Sequence[int], reader: TextReader, what: str = "a window") -> Found:
+        """Return a sequence that begins with these tokens; it is waited for.
 
         ``reader`` and ``what`` are for the message.
 
@@ -59,42 +89,85 @@ class Arrivals:
             MismatchError: no sequence begins with these tokens; the message says what was found.
         """
         wanted = np.asarray(ids, dtype=np.int64)
-        if (place := self.known(wanted)) is not None:
-            return place
+        if (found := self.known(wanted)) is not None:
+            return found
         for _ in self._coming():
-            if (place := self.known(wanted)) is not None:
-                return place
+            if (found := self.known(wanted)) is not None:
+                return found
         self._refuse_unfinished()
         raise self._missing(wanted, reader, what)
 
-    def known(self, ids: np.ndarray) -> Any | None:
-        """Return the place of a sequence that begins with these tokens, if one has arrived."""
-        if places := self._whole.get(_hash(ids)):
-            return places[0]
-        for place in self._heads.get(_hash(ids[:_HEAD]), ()):
-            longer = self.store.ids(place)
-            if len(longer) > len(ids) and np.array_equal(longer[: len(ids)], ids):
-                return place
+    def known(self, ids: np.ndarray) -> Found | None:
+        """Return a sequence that begins with these tokens, if one has arrived."""
+        keys = _hashes(ids)
+        if places := self._whole.get(keys[0]):
+            return Found(places[0], keys, is_whole=True)
+        for place, n_tokens in list(self._heads.get(keys[1], {}).items()) if keys[1:] else ():
+            if n_tokens > len(ids) and np.array_equal(self.store.ids(place)[: len(ids)], ids):
+                return Found(place, keys, is_whole=False)
         return None
 
-    def forget(self, place: Any, ids: np.ndarray | None = None) -> None:
-        """Delete a sequence for good; ``ids`` are its tokens, if they are at hand."""
-        ids = self.store.ids(place) if ids is None else ids
-        for table, key in ((self._whole, _hash(ids)), (self._heads, _hash(ids[:_HEAD]))):
-            places = [one for one in table.get(key, ()) if one != place]
+    def claim(self, found: Found) -> Found:
+        """Return the sequence that is deleted with this window: one that none has claimed."""
+        key = found.heads[0]
+        places, n_claimed = self._whole.get(key, []), self._n_claimed.get(key, 0)
+        if not found.is_whole or n_claimed >= len(places):
+            return found
+        self._n_claimed[key] = n_claimed + 1
+        return replace(found, place=places[n_claimed], is_own=True)
+
+    def release(self, found: Found) -> None:
+        """Delete a claimed sequence, or do so at the end if another window may need it."""
+        key = found.heads[0]
+        if not found.is_whole:
+            self._longer[found.place] = None
+        elif not found.is_own:
+            self._late.add(key)
+        else:
+            self._n_claimed[key] -= 1
+            if not self._n_claimed[key]:
+                del self._n_claimed[key]
+            self._forget(found.place, found.heads)
+
+    def release_late(self, ids: np.ndarray) -> None:
+        """Delete the sequences with these tokens at the end, if there are any."""
+        self._late.add(_hash(ids))
+
+    def close(self) -> None:
+        """Delete what could not be deleted earlier: no window is to come."""
+        self._take()
+        for key in self._late & self._whole.keys():
+            for place in self._whole[key]:
+                self.store.remove(place)
+        for place in self._longer:
+            self.store.remove(place)
+
+    def _forget(self, place: Any, keys: tuple[bytes, ...]) -> None:
+        with self._lock:
+            places = [one for one in self._whole[keys[0]] if one != place]
             if places:
-                table[key] = places
+                self._whole[keys[0]] = places
             else:
-                table.pop(key, None)
+                del self._whole[keys[0]]
+                self._gone.add(keys[0])
+            for key in keys[1:]:
+                self._heads[key].pop(place, None)
+                if not self._heads[key]:
+                    del self._heads[key]
         self.store.remove(place)
 
-    def first(self) -> StateSequence:
+    def first(self, *, is_needed: bool = True) -> StateSequence | None:
         """Return a sequence, once one has arrived.
+
+        Without ``is_needed`` none is waited for, and None returned.
 
         Raises:
             FileFormatError: none arrives.
         """
         self._listed = []
+        if not is_needed:
+            self._take()
+            return self._listed[0] if self._listed else None
         for _ in self._coming():
             if self._listed:
                 return self._listed[0]
@@ -116,16 +189,20 @@ class Arrivals:
         if before:
             names = {sequence.name for sequence in before}
             self._take()
-            self._listed = [one for one in self._listed or [] if one.name not in names]
+            listed = self._listed or []
+            # Those that are still there were counted as they arrived.
+            self._n_gone = len(names - {one.name for one in listed})
+            self._listed = [one for one in listed if one.name not in names]
             yield from before
         yield from self._hand_out(ledger)
         for _ in self._coming():
             yield from self._hand_out(ledger)
         self._refuse_unfinished()
         expected = self.store.expected()
-        if expected is not None and self.n_arrived + len(before) < expected:
+        n_there = self.n_arrived + self._n_gone
+        if expected is not None and n_there < expected:
             raise FileFormatError(
-                f"{self.store.name!r} has {self.n_arrived} of {expected} sequences; the program"
+                f"{self.store.name!r} has {n_there} of {expected} sequences; the program"
                 " that writes them ended early, or is still running: start it again (it resumes),"
                 " or give wait= seconds"
             )
@@ -150,7 +227,7 @@ class Arrivals:
                 yield
                 continue
             expected = self.store.expected()
-            if expected is not None and self.n_arrived >= expected:
+            if expected is not None and self.n_arrived + self._n_gone >= expected:
                 return
             if time.monotonic() >= deadline:
                 return
@@ -162,11 +239,10 @@ class Arrivals:
             before = self.n_arrived
             for sequence in self.store.arrived():
                 self.n_arrived += 1
-                for table, ids in (
-                    (self._whole, sequence.ids),
-                    (self._heads, sequence.ids[:_HEAD]),
-                ):
-                    table.setdefault(_hash(ids), []).append(sequence.place)
+                whole, *heads = _hashes(sequence.ids)
+                self._whole.setdefault(whole, []).append(sequence.place)
+                for key in heads:
+                    self._heads.setdefault(key, {})[sequence.place] = len(sequence.ids)
                 if self._listed is not None:
                     self._listed.append(sequence)
             return self.n_arrived - before
@@ -190,6 +266,12 @@ class Arrivals:
         )
 
     def _cause(self, ids: np.ndarray, reader: TextReader) -> str:
+        if _hash(ids) in self._gone:
+            return (
+                "it was deleted after an earlier window with the same tokens; documents are copies"
+                " of each other, and each needs a sequence of its own: leave consume out, or run"
+                " the engine on the windows of request_states"
+            )
         prefix = np.asarray(reader.prefix, dtype=np.int64)
         bos = getattr(reader.tokenizer, "bos_token_id", None)
         without = ids[len(prefix) :]
@@ -227,9 +309,23 @@ class Arrivals:
         return self.known(ids) is not None or self._nearest(ids) is not None
 
     def _nearest(self, ids: np.ndarray) -> np.ndarray | None:
-        """Return a sequence with the same first tokens; None if there is none."""
-        places = self._heads.get(_hash(ids[:_HEAD]))
-        return self.store.ids(places[0]) if places else None
+        """Return the most similar one of sequences with the same first tokens; None without any."""
+        for key in _hashes(ids)[1:]:
+            if places := list(islice(self._heads.get(key, ()), _COMPARED)):
+                return max(map(self.store.ids, places), key=lambda other: _n_shared(ids, other))
+        return None
+
+
+def _n_shared(one: np.ndarray, other: np.ndarray) -> int:
+    """Return the number of first tokens that two sequences share."""
+    n = min(len(one), len(other))
+    differs = np.flatnonzero(one[:n] != other[:n])
+    return int(differs[0]) if len(differs) else n
+
+
+def _hashes(ids: np.ndarray) -> tuple[bytes, ...]:
+    """Return the hashes of all ids and of the first ones, most of them first."""
+    return _hash(ids), *(_hash(ids[:n]) for n in _HEADS if n <= len(ids))
 
 
 def _hash(ids: np.ndarray) -> bytes:

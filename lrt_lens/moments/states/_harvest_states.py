@@ -98,7 +98,11 @@ def harvest_states(
         ValueError: a setting is out of range, or a tokenizer is needed and not known.
     """
     settings = resolve(HarvestSettings, settings, options)
-    sides = _sides((source, target), tokenizers, verify, wait=wait, consume=consume)
+    ledger = None
+    if checkpoint is not None:
+        ledger = Ledger(Path(checkpoint) / LEDGER_NAME)
+    before = ledger.sides() if ledger is not None else {}
+    sides = _sides((source, target), tokenizers, verify, before, wait=wait, consume=consume)
     if all(isinstance(side, HookedModel) for side in sides):
         if documents is None:
             raise ValueError(
@@ -117,7 +121,11 @@ def harvest_states(
         fields = DocumentSource.of(documents, settings.text_field, settings.group)
         settings = replace(settings, text_field=fields.text_field, group=fields.group)
     run = settle(Sides(*sides), settings=settings)
-    with _Sequences(sides, checkpoint, needs_ledger=consume or wait > 0) as sequences:
+    with _Sequences(sides, ledger, is_changing=consume or wait > 0) as sequences:
+        if consume and ledger is not None:
+            for role, side in zip(("source", "target"), sides, strict=True):
+                if isinstance(side, StoredSide) and side.keeps_files and role not in before:
+                    ledger.add_side(role, side.description)
         if documents is None:
             run = replace(run, cutter=sequences.cutter)
             documents = DocumentSource([], group="document" if sequences.has_documents else None)
@@ -142,6 +150,8 @@ def _harvested(
         documents, checkpoint=checkpoint, checkpoint_every=checkpoint_every, progress=progress
     )
     for side in sides:
+        if isinstance(side, StoredSide):
+            side.close()
         if isinstance(side, StoredSide) and side.model is None:
             logger.info(
                 "the states in %r were not compared with their model; verify=model does", side.name
@@ -152,25 +162,23 @@ def _harvested(
 class _Sequences:
     """Sequences of the side that leads where no documents are given: the first that is kept."""
 
-    def __init__(
-        self, sides: tuple[Any, Any], checkpoint: str | Path | None, *, needs_ledger: bool
-    ) -> None:
-        self._sides = sides
+    def __init__(self, sides: tuple[Any, Any], ledger: Ledger | None, *, is_changing: bool) -> None:
+        self._sides, self._opened = sides, ledger
         self._role: Literal["source", "target"] = (
             "source" if isinstance(sides[0], StoredSide) else "target"
         )
         self._lead: StoredSide = sides[self._role == "target"]
         self._ledger = None
         # Folders that nobody changes have the same sequences when a run resumes.
-        if checkpoint is not None and needs_ledger and self._lead.keeps_files:
-            self._ledger = Ledger(Path(checkpoint) / LEDGER_NAME)
+        if ledger is not None and self._lead.keeps_files and (is_changing or ledger.path.exists()):
+            self._ledger = ledger
 
     def __enter__(self) -> "_Sequences":
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._ledger is not None:
-            self._ledger.close()
+        if self._opened is not None:
+            self._opened.close()
 
     @property
     def has_documents(self) -> bool:
@@ -187,9 +195,13 @@ class _Sequences:
 
 
 def _sides(
-    given: tuple[StatesLike, StatesLike], tokenizers: Any, verify: Any, **options: Any
+    given: tuple[StatesLike, StatesLike],
+    tokenizers: Any,
+    verify: Any,
+    before: Mapping[str, Mapping[str, Any]],
+    **options: Any,
 ) -> tuple[Any, Any]:
-    """Return both sides: models that run here, or kept states."""
+    """Return both sides: models that run here, or kept states; ``before`` is of earlier runs."""
     tokenizer_of, model_of = (_by_role("tokenizers", tokenizers), _by_role("verify", verify))
     sides: list[Any] = []
     for role, one in zip(("source", "target"), given, strict=True):
@@ -203,13 +215,14 @@ def _sides(
                 states,
                 tokenizer=tokenizer_of[role],
                 model=None if model is None else load_model(model),
+                before=before.get(role),
                 **options,
             )
         )
     for side, other in zip(sides, reversed(sides), strict=True):
         if isinstance(side, StoredSide):
             if isinstance(other, HookedModel) or other.codec is not None:
-                side.other = other
+                side.borrow_tokenizer(other)
             if isinstance(other, HookedModel):
                 side.device = other.device
     _warn_of_unknown_tokenizers(sides)

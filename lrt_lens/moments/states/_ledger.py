@@ -22,6 +22,9 @@ from lrt_lens._files import make_folder
 from lrt_lens.errors import FileFormatError
 from lrt_lens.moments.states._sequence import StateSequence, checked_ids, shown
 
+_SIDE = b'{"side"'
+"""Beginning of a line about a side."""
+
 
 @dataclass
 class Ledger:
@@ -29,6 +32,7 @@ class Ledger:
 
     path: Path
     _file: Any = field(default=None, repr=False)
+    _is_closed: bool = False
 
     def read(self) -> list[StateSequence]:
         """Return the sequences of earlier runs; a line that was cut off at the end is dropped.
@@ -36,6 +40,38 @@ class Ledger:
         Raises:
             FileFormatError: another line is damaged.
         """
+        return [
+            self._sequence(number, line)
+            for number, line in enumerate(self._lines())
+            if not line.startswith(_SIDE)
+        ]
+
+    def sides(self) -> dict[str, dict[str, Any]]:
+        """Return what earlier runs have written about their sides, by role."""
+        lines = [json.loads(line) for line in self._lines() if line.startswith(_SIDE)]
+        return {line.pop("side"): line for line in lines}
+
+    def add(self, sequence: StateSequence) -> None:
+        """Append a sequence."""
+        line = {"name": sequence.name, "ids": sequence.ids.tolist(), "document": sequence.document}
+        self._append(line)
+
+    def add_side(self, role: str, about: dict[str, Any]) -> None:
+        """Append what a run that resumes must know of a side whose files were all deleted."""
+        self._append({"side": role} | about)
+
+    def _append(self, line: dict[str, Any]) -> None:
+        if self._is_closed:
+            # The thread that cuts windows may outlive a run that failed.
+            raise ValueError(f"{shown(self.path)} is closed; a harvest that has ended adds to it")
+        if self._file is None:
+            make_folder(self.path.parent)
+            self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (see `close`)
+        self._file.write(json.dumps(line, default=str) + "\n")
+        self._file.flush()
+
+    def _lines(self) -> list[bytes]:
+        """Return the lines that are whole; what was cut off at the end is dropped."""
         if not self.path.exists():
             return []
         content = self.path.read_bytes()
@@ -43,19 +79,11 @@ class Ledger:
         if len(whole) < len(content):
             with open(self.path, "r+b") as file:
                 file.truncate(len(whole))
-        return [self._sequence(number, line) for number, line in enumerate(whole.splitlines())]
-
-    def add(self, sequence: StateSequence) -> None:
-        """Append a sequence."""
-        if self._file is None:
-            make_folder(self.path.parent)
-            self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (see `close`)
-        line = {"name": sequence.name, "ids": sequence.ids.tolist(), "document": sequence.document}
-        self._file.write(json.dumps(line, default=str) + "\n")
-        self._file.flush()
+        return whole.splitlines()
 
     def close(self) -> None:
         """Close the file."""
+        self._is_closed = True
         if self._file is not None:
             self._file.close()
             self._file = None

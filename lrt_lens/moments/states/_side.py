@@ -12,8 +12,9 @@ Limits: nothing is computed here, so hook points and texts are those that were k
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -29,8 +30,10 @@ from lrt_lens.models._loading import load_tokenizer
 from lrt_lens.models._text_codec import TextCodec
 from lrt_lens.models._text_reader import TextReader
 from lrt_lens.moments._block_rows import Role
-from lrt_lens.moments.states._arrivals import Arrivals
+from lrt_lens.moments.states._arrivals import Arrivals, Found
 from lrt_lens.moments.states._folder import StateFolder
+from lrt_lens.moments.states._manifest import read_manifest
+from lrt_lens.moments.states._sequence import StateStore
 from lrt_lens.moments.states._stream import StateStream
 from lrt_lens.moments.states._verification import refuse_shifted_embedding, verify_states
 
@@ -74,8 +77,10 @@ class StoredSide:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     other: TextReader | None = None
     """The other side, whose tokenizer is this one's if this one's is not known."""
-    _read: dict[int, list[Any]] = field(default_factory=dict)
-    """Places of the sequences of each block that was read and not yet deleted."""
+    bos_policy: bool | None = None
+    """BOS policy that comes with the states; it counts with the tokenizer of the other side too."""
+    _read: dict[int, list[Found]] = field(default_factory=dict)
+    """Sequences of each block that was read and not yet deleted."""
     _is_checked: bool = False
 
     @classmethod
@@ -87,20 +92,26 @@ class StoredSide:
         model: HookedModel | None = None,
         wait: float = 0.0,
         consume: bool = False,
+        before: Mapping[str, Any] | None = None,
     ) -> "StoredSide":
         """Return the side of a folder or an iterator; its first sequence is read.
 
-        ``tokenizer`` and ``model`` come before those that ``states`` names.
+        ``tokenizer`` and ``model`` come before those that ``states`` names. ``before`` is the
+        `description` of an earlier run, which may have deleted all sequences.
 
         Raises:
             FileFormatError: there is no sequence, or the first one is damaged.
-            HookPointError: nobody says what the columns are.
+            HookPointError: nobody says what the columns are, or one is behind the last block.
             ValueError: sequences are to be deleted from a store that cannot.
         """
         about: Any = states.manifest if isinstance(states, StateFolder) else states
         store = states.open()
         arrivals = Arrivals(store, wait)
-        first = arrivals.first()
+        first = arrivals.first(is_needed=before is None)
+        if first is None and before is not None:
+            store.hooks, store.d_model = tuple(before["hooks"]), before["d_model"]
+        if model is not None:
+            _refuse_other_model(store, model)
         if consume and not store.is_removable:
             raise ValueError(
                 f"consume=True, but {store.name!r} holds all sequences in the same files; leave"
@@ -108,22 +119,24 @@ class StoredSide:
             )
         name = (model and model.name) or getattr(about, "model", "") or store.name
         identity = model.identity if model is not None else about.identity
-        deepest = max([int(match[1]) for match in map(RESIDUAL.fullmatch, store.hooks) if match])
+        deepest = max(
+            [int(match[1]) for match in map(RESIDUAL.fullmatch, store.hooks) if match], default=-1
+        )
         known = (model and model.n_layers) or about.n_layers or (identity and identity.n_layers)
         context_length = about.context_length or (model and model.context_length) or _NO_LIMIT
+        if known and model is None:  # a real model says more, see `verify_states`
+            _refuse_deeper(store.name, deepest, known)
         if tokenizer is None and model is None:
-            tokenizer = getattr(states, "tokenizer", None) or getattr(about, "tokenizer", None)
-        if isinstance(tokenizer, str):
-            tokenizer = load_tokenizer(tokenizer)
+            tokenizer = _named_tokenizer(states)
+        if isinstance(tokenizer, str | Path):
+            tokenizer = load_tokenizer(str(tokenizer))
         codec = None if model is None else model.codec
         if tokenizer is not None:
             codec = TextCodec(tokenizer, about.prepend_bos, name, context_length)
-        states_of_first = store.read(first.place, store.hooks[:1])[store.hooks[0]]
-        if model is not None and model.d_model != store.d_model:
-            raise MismatchError(
-                f"the states in {store.name!r} have width {store.d_model}, and {model.name!r} has"
-                f" {model.d_model}; give the model that computed them"
-            )
+        dtype = before["dtype"] if before else ""
+        if first is not None:
+            states_of_first = store.read(first.place, store.hooks[:1])[store.hooks[0]]
+            dtype = str(states_of_first.dtype).removeprefix("torch.")
         return cls(
             arrivals,
             name,
@@ -131,11 +144,24 @@ class StoredSide:
             bool(known),
             context_length,
             identity,
-            str(states_of_first.dtype).removeprefix("torch."),
+            dtype,
             codec,
             model,
             consume=consume or isinstance(states, StateStream),
+            bos_policy=about.prepend_bos,
         )
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """Hook points, width and precision, for a run that resumes after all was deleted."""
+        store = self.arrivals.store
+        return {"hooks": list(store.hooks), "d_model": store.d_model, "dtype": self.dtype}
+
+    def borrow_tokenizer(self, other: Any) -> None:
+        """Use the tokenizer of the other side, with the BOS policy of these states."""
+        self.other = other
+        if self.codec is None and self.bos_policy not in (None, other.prepend_bos):
+            self.codec = TextCodec(other.tokenizer, self.bos_policy, self.name, self.context_length)
 
     # ----------------------------------------------------------------------------- as a text reader
 
@@ -222,11 +248,11 @@ class StoredSide:
         stored = {hook: kept[place(hook)] for hook in hooks if place(hook) in kept}
         pieces: dict[str, list[Tensor]] = {hook: [] for hook in hooks}
         windows = [window.read_by(role) for window in order]
-        places = [self._place(window, role) for window in windows]
+        places = self._claimed([self._find(window, role) for window in windows])
         if not self._is_checked:
             self._check(windows, places)
         for window, found in zip(windows, places, strict=True):
-            states = store.read(found, list(dict.fromkeys(stored.values())))
+            states = store.read(found.place, list(dict.fromkeys(stored.values())))
             rows = torch.from_numpy(window.rows)
             for hook, name in stored.items():
                 pieces[hook].append(states[name][rows])
@@ -241,15 +267,14 @@ class StoredSide:
         """Mark the sequences of a block as used, whose rows are in the moments already."""
         if not self.consume:
             return
-        is_stream = not self.keeps_files
-        places = []
-        for window in (window.read_by(role) for window in order):
-            ids = np.asarray(window.ids, dtype=np.int64)
-            # An iterator gives all sequences again; files of finished blocks may be gone.
-            found = self._place(window, role) if is_stream else self.arrivals.known(ids)
-            if found is not None:
-                places.append(found)
-        self._read[block.index] = places
+        windows = [window.read_by(role) for window in order]
+        if self.keeps_files:
+            # What is left with these tokens may be of a copy that is to come.
+            for window in windows:
+                self.arrivals.release_late(np.asarray(window.ids, dtype=np.int64))
+            return
+        # An iterator gives all sequences again.
+        self._read[block.index] = self._claimed([self._find(window, role) for window in windows])
         self._forget_streamed(block.index)
 
     def delete(self, finished: Iterable[int]) -> None:
@@ -257,12 +282,19 @@ class StoredSide:
         if not self.consume:
             self._read.clear()
             return
-        for index in set(finished) & self._read.keys():
-            for found in dict.fromkeys(self._read.pop(index)):
-                self.arrivals.forget(found)
+        for index in sorted(set(finished) & self._read.keys()):
+            for found in self._read.pop(index):
+                self.arrivals.release(found)
+
+    def close(self) -> None:
+        """Delete what could not be deleted earlier, after a harvest that came to its end."""
+        if self.consume and self.keeps_files:
+            self.delete(list(self._read))
+            self.arrivals.close()
 
     @property
     def keeps_files(self) -> bool:
+        """False for an iterator, which is read again from its beginning if a run resumes."""
         return not hasattr(self.arrivals.store, "buffer_bytes")
 
     def _forget_streamed(self, index: int) -> None:
@@ -270,8 +302,12 @@ class StoredSide:
         if not self.keeps_files:
             self.delete([index])
 
-    def _place(self, window: Window, role: Role) -> Any:
+    def _find(self, window: Window, role: Role) -> Found:
         return self.arrivals.find(window.ids, self, f"a window of the {role}")
+
+    def _claimed(self, found: list[Found]) -> list[Found]:
+        """Return the sequences, each claimed for its window if it is deleted later."""
+        return [self.arrivals.claim(one) for one in found] if self.consume else found
 
     def _embedded(self, window: Window) -> Tensor:
         """Return the embedding of a window's tokens by the real model, [token, d]."""
@@ -280,12 +316,12 @@ class StoredSide:
         tokens = self.model.pad([window.ids])
         return self.model.engine.capture(tokens, [EMBED])[EMBED][0].to(self.device)
 
-    def _check(self, windows: Sequence[Window], places: Sequence[Any]) -> None:
+    def _check(self, windows: Sequence[Window], places: Sequence[Found]) -> None:
         """Compare the states of the first sequences with the real model, or with themselves."""
         self._is_checked = True
         store = self.arrivals.store
         chosen = list(zip(windows, places, strict=True))[:_VERIFIED]
-        read = [(window.ids, store.read(found, store.hooks)) for window, found in chosen]
+        read = [(window.ids, store.read(found.place, store.hooks)) for window, found in chosen]
         texts = [
             (ids, {hook: rows[: len(ids)] for hook, rows in states.items()}) for ids, states in read
         ]
@@ -293,6 +329,41 @@ class StoredSide:
             verify_states(texts, self.model, store.name)
         elif EMBED in store.hooks:
             refuse_shifted_embedding([(ids, rows[EMBED]) for ids, rows in texts], store.name)
+
+
+def _refuse_deeper(name: str, deepest: int, n_layers: int) -> None:
+    if deepest >= n_layers:
+        raise HookPointError(
+            f"{name!r} has states of the output of block {deepest}, but the model has {n_layers}"
+            f" blocks, whose last one is {n_layers - 1}; numbers count the outputs of blocks from 0"
+            f" on, and the embedding is {EMBED!r} (hidden state k + 1 of transformers is the output"
+            " of block k)"
+        )
+
+
+def _refuse_other_model(store: StateStore, model: HookedModel) -> None:
+    if model.d_model != store.d_model:
+        raise MismatchError(
+            f"the states in {store.name!r} have width {store.d_model}, and {model.name!r} has"
+            f" {model.d_model}; give the model that computed them"
+        )
+
+
+def _named_tokenizer(states: StateFolder | StateStream) -> Any:
+    """Return the tokenizer that comes with states, or that of the model which their manifest names.
+
+    A model may be named that is not here; the tokenizer of the other side is then tried.
+    """
+    if states.tokenizer is not None or not isinstance(states, StateFolder):
+        return states.tokenizer
+    manifest = read_manifest(Path(states.path))
+    if manifest.tokenizer is not None or not manifest.model:
+        return manifest.tokenizer
+    try:
+        return load_tokenizer(manifest.model)
+    except ValueError as error:
+        logger.info("the tokenizer of %r is not known: %s", manifest.model, error)
+        return None
 
 
 def _joined(rows: list[Tensor]) -> Tensor:
