@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -220,7 +220,7 @@ def _flat(column: pa.ChunkedArray, row: int, where: str) -> tuple[np.ndarray, tu
     Raises:
         FileFormatError: it holds no lists of numbers, or lists of several lengths.
     """
-    values: Any = getattr(column[row], "values", None)
+    values = cast(Any, getattr(column[row], "values", None))
     shape, is_regular = [0 if values is None else len(values)], values is not None
     while isinstance(values, pa.ListArray | pa.LargeListArray | pa.FixedSizeListArray):
         # Lists of several lengths, or one that is missing, have no shape.
