@@ -71,7 +71,7 @@ def rows(n: int = 400) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
 def moments() -> CrossMoments:
     x, y, documents = rows()
     found = CrossMoments.from_activations(
-        x, y, documents=documents, source_hook=HOOKS[0], target_hook=HOOKS[1]
+        x, y, documents=documents, source_hook=HOOKS[0], target_hook=HOOKS[1], null=False
     )
     found.provenance = Provenance(SOURCE, TARGET, 64, 4, None, 3, 100, "00ff", {"torch": "2"})
     return found

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lrt_lens.models import ModelPair
 from lrt_lens.moments import FIT_PARTS, TEST_PARTS, ActivationCache, CrossMoments, harvest
-from lrt_lens.moments import _harvesting as harvesting
+from lrt_lens.moments import _feeding as feeding
 from lrt_lens.moments._centred_rows import CentredRows, cross_products
 from lrt_lens.stitching.solvers import Ridge
 
@@ -238,7 +238,7 @@ def test_a_harvest_names_the_token_and_its_window(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     hook = "blocks.1.hook_resid_post"
-    block_rows, calls = harvesting.block_rows, []
+    block_rows, calls = feeding.block_rows, []
 
     def broken(model: Any, hooks: Any, block: Any, *arguments: Any) -> dict[str, Tensor]:
         rows = block_rows(model, hooks, block, *arguments)
@@ -249,7 +249,7 @@ def test_a_harvest_names_the_token_and_its_window(
                 rows[hook][5] = 1e6
         return rows
 
-    monkeypatch.setattr(harvesting, "block_rows", broken)
+    monkeypatch.setattr(feeding, "block_rows", broken)
     with caplog.at_level(logging.WARNING):
         moments = harvest(
             pair, corpus, source_layers=[1], target_layers=[0], progress=False, block_rows=256

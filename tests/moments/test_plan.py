@@ -189,7 +189,7 @@ def test_more_than_there_is_is_refused_before_anything_is_read(
     with pytest.raises(
         ValueError,
         match=f"the moments of these pairs take {needed} and 100 KB are free on cpu; "
-        "choose 'proportional'",
+        r"let fit_stitches\(.*choose 'proportional'",
     ):
         harvest(pair, unread(), **QUIET)
 

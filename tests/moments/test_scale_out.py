@@ -484,7 +484,8 @@ def test_fit_shards_and_merge_write_what_fit_writes(
     for i in range(2):
         main(arguments(folders, tmp_path / "jobs", "--shard", f"{i}/2"))
     files = [tmp_path / "jobs" / f"moments-{i}-of-2.safetensors" for i in range(2)]
-    assert sorted((tmp_path / "jobs").iterdir()) == files
+    options = [tmp_path / "jobs" / f"run-{i}-of-2.toml" for i in range(2)]
+    assert sorted((tmp_path / "jobs").iterdir()) == [*files, *options]
     main(["merge", str(tmp_path / "merged"), *map(str, files), "--no-progress"])
     found, expected = (
         json.loads((tmp_path / name / "results.json").read_text()) for name in ("merged", "whole")
