@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -220,18 +220,22 @@ def _flat(column: pa.ChunkedArray, row: int, where: str) -> tuple[np.ndarray, tu
     Raises:
         FileFormatError: it holds no lists of numbers, or lists of several lengths.
     """
-    values = cast(Any, getattr(column[row], "values", None))
-    shape, is_regular = [0 if values is None else len(values)], values is not None
+    refusal = FileFormatError(
+        f"{where} has type {column.type} or lists of several lengths; expected lists of numbers, of"
+        " one length for every token"
+    )
+    values: Any = getattr(column[row], "values", None)
+    if values is None:
+        raise refusal
+    shape = [len(values)]
     while isinstance(values, pa.ListArray | pa.LargeListArray | pa.FixedSizeListArray):
         # Lists of several lengths, or one that is missing, have no shape.
-        is_regular &= not values.null_count and len(values.value_lengths().unique()) <= 1
+        if values.null_count or len(values.value_lengths().unique()) > 1:
+            raise refusal
         shape.append(len(values.flatten()) // max(1, len(values)))
         values = values.flatten()
-    if not is_regular or pa.types.is_nested(values.type) or not shape[0]:
-        raise FileFormatError(
-            f"{where} has type {column.type} or lists of several lengths; expected lists of"
-            " numbers, of one length for every token"
-        )
+    if pa.types.is_nested(values.type) or not shape[0]:
+        raise refusal
     return values.to_numpy(zero_copy_only=False), tuple(shape)
 
 
