@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
@@ -26,6 +26,7 @@ from lrt_lens._tensor_files import file_state
 from lrt_lens.errors import FileFormatError, HookPointError, MismatchError
 from lrt_lens.moments._rank_lock import is_locked
 from lrt_lens.moments.states._manifest import MANIFEST_NAME, StateManifest, hook_name
+from lrt_lens.moments.states._safetensors_header import read_header
 from lrt_lens.moments.states._sequence import (
     StateSequence,
     as_states,
@@ -101,8 +102,8 @@ class SafetensorsStore:
 
     def ids(self, place: Any) -> np.ndarray:
         """Return the token ids in one file [token]."""
-        with safe_open(place.path, framework="pt") as file:
-            return checked_ids(file.get_tensor(IDS), shown(place.path))[: place.n_tokens]
+        ids = read_header(place.path).array(IDS)
+        return checked_ids(ids, shown(place.path))[: place.n_tokens]
 
     def read(self, place: Any, hooks: Sequence[str]) -> dict[str, Tensor]:
         """Return the states of one file, ``{hook: [token, d]}``.
@@ -142,20 +143,20 @@ class SafetensorsStore:
             return None
         try:
             state = file_state(path)
-            with safe_open(path, framework="pt") as file:
-                names, metadata = set(file.keys()), file.metadata() or {}
-                if IDS not in names:
-                    raise FileFormatError(
-                        f"{where} has the tensors {sorted(names)[:5]} and no {IDS!r}; expected"
-                        f" {IDS!r} [token] and {STATES!r} [token, layer, d]"
-                    )
-                ids = checked_ids(file.get_tensor(IDS), where)
-                shapes = {name: file.get_slice(name).get_shape() for name in names - {IDS}}
+            header = read_header(path)
+            shapes = header.shapes
+            if IDS not in shapes:
+                raise FileFormatError(
+                    f"{where} has the tensors {sorted(shapes)[:5]} and no {IDS!r}; expected"
+                    f" {IDS!r} [token] and {STATES!r} [token, layer, d]"
+                )
+            ids = checked_ids(header.array(IDS), where)
+            del shapes[IDS]
         except (SafetensorError, FileNotFoundError):
             return None
         n_states = self._check(shapes, where)
         ids = with_states(ids, n_states, where)
-        document = metadata.get("document")
+        document = header.metadata.get("document")
         self._has_documents = document is not None or self._has_documents
         return StateSequence(ids, _FilePlace(path, state, len(ids)), path.name, document)
 

@@ -246,7 +246,7 @@ class StoredSide:
         """
         store, kept = self.arrivals.store, {place(hook): hook for hook in self.arrivals.store.hooks}
         stored = {hook: kept[place(hook)] for hook in hooks if place(hook) in kept}
-        pieces: dict[str, list[Tensor]] = {hook: [] for hook in hooks}
+        gathered = {hook: _Rows(block.n_rows) for hook in hooks}
         windows = [window.read_by(role) for window in order]
         places = self._claimed([self._find(window, role) for window in windows])
         if not self._is_checked:
@@ -255,13 +255,13 @@ class StoredSide:
             states = store.read(found.place, list(dict.fromkeys(stored.values())))
             rows = torch.from_numpy(window.rows)
             for hook, name in stored.items():
-                pieces[hook].append(states[name][rows])
+                gathered[hook].add(states[name], rows)
             for hook in hooks:
                 if hook not in stored:
-                    pieces[hook].append(self._embedded(window)[rows])
+                    gathered[hook].add(self._embedded(window), rows)
         self._read[block.index] = places
         self._forget_streamed(block.index)
-        return {hook: _joined(rows) for hook, rows in pieces.items()}
+        return {hook: rows.whole for hook, rows in gathered.items()}
 
     def skip(self, block: Block, order: Sequence[Window], role: Role) -> None:
         """Mark the sequences of a block as used, whose rows are in the moments already."""
@@ -366,9 +366,22 @@ def _named_tokenizer(states: StateFolder | StateStream) -> Any:
         return None
 
 
-def _joined(rows: list[Tensor]) -> Tensor:
-    """Return the rows of all windows, in a precision that holds all of theirs."""
-    dtype = rows[0].dtype
-    for one in rows[1:]:
-        dtype = torch.promote_types(dtype, one.dtype)
-    return torch.cat([one.to(dtype) for one in rows])
+class _Rows:
+    """Rows of a block, gathered from its sequences into one tensor [row, d]."""
+
+    def __init__(self, n_rows: int) -> None:
+        self.whole = torch.empty(0)
+        self._n_rows, self._begin = n_rows, 0
+
+    def add(self, states: Tensor, rows: Tensor) -> None:
+        """Add some rows of a sequence [token, d], in a precision that holds those of all."""
+        if not self._begin:
+            self.whole = states.new_empty(self._n_rows, states.shape[1])
+        dtype = torch.promote_types(self.whole.dtype, states.dtype)
+        if dtype != self.whole.dtype:
+            self.whole = self.whole.to(dtype)
+        # Written in place: joining the rows of all sequences would need twice the memory.
+        end = self._begin + len(rows)
+        there = rows.to(states.device)
+        torch.index_select(states.to(dtype), 0, there, out=self.whole[self._begin : end])
+        self._begin = end
