@@ -101,8 +101,8 @@ def states_throughput_over_reading(settings: Settings) -> Measurement:
         at_most=False,
         what=f"Seconds in which safetensors' load_file reads {n_files} files a side (all tensors, "
         "copied, because they are mapped) ÷ seconds of harvest_states of one hook pair from them "
-        "minus those that it spends in CrossMoments.start and add_block. The files come from the disk: they "
-        "are dropped from the system's page cache before each side is timed.",
+        "minus those that it spends in CrossMoments.start and add_block. The files come from the "
+        "disk: they are dropped from the system's page cache before each side is timed.",
         raw={
             "files_per_side": n_files,
             "bytes": n_bytes,
