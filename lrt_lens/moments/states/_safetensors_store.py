@@ -154,6 +154,8 @@ class SafetensorsStore:
             del shapes[IDS]
         except (SafetensorError, FileNotFoundError):
             return None
+        if file_state(path) != state:  # written between the two: it is looked at again
+            return None
         n_states = self._check(shapes, where)
         ids = with_states(ids, n_states, where)
         document = header.metadata.get("document")

@@ -246,7 +246,7 @@ class StoredSide:
         """
         store, kept = self.arrivals.store, {place(hook): hook for hook in self.arrivals.store.hooks}
         stored = {hook: kept[place(hook)] for hook in hooks if place(hook) in kept}
-        gathered = {hook: _Rows(block.n_rows) for hook in hooks}
+        gathered = {hook: _GatheredRows(block.n_rows) for hook in hooks}
         windows = [window.read_by(role) for window in order]
         places = self._claimed([self._find(window, role) for window in windows])
         if not self._is_checked:
@@ -366,7 +366,7 @@ def _named_tokenizer(states: StateFolder | StateStream) -> Any:
         return None
 
 
-class _Rows:
+class _GatheredRows:
     """Rows of a block, gathered from its sequences into one tensor [row, d]."""
 
     def __init__(self, n_rows: int) -> None:
