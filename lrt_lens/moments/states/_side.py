@@ -15,7 +15,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -166,9 +166,9 @@ class StoredSide:
     # ----------------------------------------------------------------------------- as a text reader
 
     @property
-    def reader(self) -> TextReader | None:
-        """Tokenizer and BOS policy of this side, or else of the other one."""
-        return cast(TextReader | None, self.codec or self.other)
+    def reader(self) -> Any:
+        """`TextReader` of this side, or else of the other one; None if neither is known."""
+        return self.codec or self.other
 
     @property
     def tokenizer(self) -> Any:

@@ -25,7 +25,7 @@ SETTINGS: dict[str, Any] = {
     "n_tokens": None,
     "max_document_tokens": None,
     "context_length": 24,
-    "block_rows": 64,
+    "block_rows": 192,
 }
 
 

@@ -28,7 +28,7 @@ SETTINGS: dict[str, Any] = {
     "target_layers": [1, 2],
     "n_tokens": None,
     "context_length": 24,
-    "block_rows": 64,
+    "block_rows": 192,
     "moment_dtype": "float64",
 }
 

@@ -27,7 +27,7 @@ SETTINGS: dict[str, Any] = {
     "source_layers": [1],
     "n_tokens": None,
     "context_length": 60,
-    "block_rows": 64,
+    "block_rows": 192,
     "progress": False,
 }
 

@@ -30,7 +30,7 @@ SETTINGS: dict[str, Any] = {
     "target_layers": "all",
     "n_tokens": None,
     "context_length": 60,
-    "block_rows": 64,
+    "block_rows": 192,
     "progress": False,
 }
 
