@@ -12,6 +12,8 @@ XDIST   ?= -n $(WORKERS) --dist loadfile
 # count back to the number of cores.
 THREADS ?= 1
 MARKERS ?= not slow and not gpu and not network and not browser
+# .ci/run leaves out the tests that take minutes: make test-slow SLOW='slow and not minutes'
+SLOW    ?= slow
 ARGS    ?=
 OUT     ?= demo-report
 # Only tests marked "network" may reach the network: make test MARKERS=network HF_HUB_OFFLINE=0
@@ -73,7 +75,7 @@ test: $(STAMP) ## run the quick tests
 # time; here that would take a third of the time.
 test-slow: $(STAMP) ## the slow tests, offline and on the CPU
 	$(PYTEST_ENV) JAXTYPING_DISABLE=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --maxschedchunk 1 \
-	    --durations 10 -m 'slow and not gpu and not network and not browser' $(ARGS)
+	    --durations 10 -m '$(SLOW) and not gpu and not network and not browser' $(ARGS)
 
 test-tl4: $(STAMP_TL4) ## run the quick tests that run models, on TransformerLens 4.x
 	$(PYTEST_ENV) JAXTYPING_DISABLE=1 $(VENV_TL4)/bin/python -m pytest $(XDIST) -m '$(MARKERS)' $(TL4_TESTS) $(ARGS)

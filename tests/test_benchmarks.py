@@ -82,6 +82,7 @@ def test_split_products_have_the_accuracy_of_float32() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.minutes
 def test_every_benchmark_of_ratios_runs(tmp_path: Path) -> None:
     run("benchmarks.run", "--quick", "--threads", "1", "--out", str(tmp_path / "results.json"))
     results = json.loads((tmp_path / "results.json").read_text())["benchmarks"]

@@ -142,6 +142,7 @@ def loaded(name: str) -> ModuleType:
 
 
 @pytest.mark.slow
+@pytest.mark.minutes
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_an_example_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each script runs in this process, which has imported everything once.

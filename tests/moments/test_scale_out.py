@@ -540,6 +540,7 @@ def launch(folders: Path) -> Callable[..., Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.minutes
 def test_twenty_kills_at_random_moments_change_nothing(
     launch: Callable[..., Any], folders: Path, tmp_path: Path
 ) -> None:
