@@ -6,6 +6,7 @@
 `lrt_lens.moments.states` describes the layouts.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,8 @@ from lrt_lens.moments.states._manifest import MANIFEST_NAME, StateManifest, read
 from lrt_lens.moments.states._parquet_store import ParquetStore
 from lrt_lens.moments.states._safetensors_store import SafetensorsStore
 from lrt_lens.moments.states._sequence import StateStore, shown
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,15 @@ class StateFolder:
             FileFormatError: the folder holds files of no known kind, or of two.
         """
         folder, manifest = Path(self.path), self.manifest
+        ids = manifest.layer_ids
+        if ids is not None and list(ids) != sorted(ids):
+            logger.warning(
+                "layer_ids %s of %r are read in ascending order, %s, because vLLM writes columns so"
+                " whatever was asked; name columns in another order as hooks=",
+                list(ids),
+                str(folder),
+                sorted(ids),
+            )
         if manifest.arrays is not None:
             return ArrayStore(folder, manifest)
         has = {kind: any(folder.glob(f"*.{kind}")) for kind in ("safetensors", "parquet", "npy")}

@@ -223,6 +223,18 @@ def test_nothing_is_guessed_about_the_columns(pair: Any, folder: Path, passages:
         StateFolder(folder, layer_ids=[1], hooks=[0])
 
 
+def test_columns_are_ascending_whatever_was_asked(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = StateFolder(folder, layer_ids=[3, 0, 1, 2])
+    assert asked.manifest.columns == StateFolder(folder, layer_ids=[0, 1, 2, 3]).manifest.columns
+    asked.open()
+    assert "read in ascending order, [0, 1, 2, 3]" in caplog.text
+    caplog.clear()
+    StateFolder(folder, hooks=[2, "hook_embed", 0, 1]).open()
+    assert not caplog.text
+
+
 def test_a_cut_file_and_a_lock_are_named(pair: Any, folder: Path, passages: list[str]) -> None:
     path = files(folder)[-1]
     content = path.read_bytes()
