@@ -47,6 +47,7 @@ from lrt_lens._stored_fields import as_damage, json_object
 from lrt_lens._tensor_files import (
     MappedTensors,
     damaged,
+    file_state,
     mapped_tensors,
     read_tensor_file,
     refuse_other_shape,
@@ -226,13 +227,16 @@ class Checkpoint:
     def _read_run(self) -> Origin | None:
         """Return the origin that all ranks of this run use; None before a rank has written it."""
         path = self.folder / RUN_NAME
-        try:
-            return _read_run(path, self.arguments)
-        except FileNotFoundError:
-            return None
-        except FileFormatError as error:
-            _rename_damaged(path, error)
-            return None
+        while True:
+            state = file_state(path)
+            try:
+                return _read_run(path, self.arguments)
+            except FileNotFoundError:
+                return None
+            except FileFormatError as error:
+                if file_state(path) == state:
+                    _rename_damaged(path, error)
+                    return None
 
     # ----------------------------------------------------------------------------------- harvesting
 
@@ -361,13 +365,16 @@ def read_rank_files(
         files = []
         try:
             for path in rank_paths(folder):
+                state = file_state(path)
                 try:
                     files.append(_read_rank_file(path, arguments, verify))
                 except FileFormatError as error:
+                    if file_state(path) != state:
+                        raise FileNotFoundError(path) from error
                     _rename_damaged(path, error)
         except FileNotFoundError:
-            # Another rank took a file over after it was listed: list again, because only files
-            # that exist at one time are consistent.
+            # Another rank took a file over, or wrote it anew, after it was listed: list again,
+            # because only files that exist at one time are consistent.
             continue
         # A rank that took over a file and was killed before it removed it leaves a file whose
         # blocks are all in a larger one; it is skipped.
@@ -546,7 +553,10 @@ def _start_from(moments: Accumulator, origin: Origin, device: torch.device, fold
 
 
 def _rename_damaged(path: Path, error: FileFormatError) -> None:
-    """Rename a damaged file, so that it is not read again."""
+    """Rename a damaged file, so that it is not read again.
+
+    The caller has seen that it was not written anew while it was read.
+    """
     aside = path.with_name(f"{path.name}.damaged")
     try:
         path.replace(aside)

@@ -400,6 +400,36 @@ def test_a_damaged_file_is_set_aside_and_its_blocks_are_harvested_again(
     assert_same(found, whole)
 
 
+def test_a_file_that_its_rank_writes_while_another_reads_it_is_not_damaged(
+    run: HarvestRun, corpus: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Stop), Checkpoint(tmp_path, run.arguments, Share(rank=(0, 2))) as opened:
+        run.harvest(
+            corpus,
+            Share(rank=(0, 2)),
+            checkpoint=opened,
+            on_block=stopping_after(4),
+            progress=False,
+        )
+    path, read, calls = tmp_path / "rank0.safetensors", checkpoint_module.mapped_tensors, []
+
+    def replaced_meanwhile(*arguments: Any) -> Any:
+        found = read(*arguments)
+        if not calls:
+            calls.append(path)
+            # The rank renames a new file over its old one, as it does at each checkpoint.
+            again = tmp_path / "again"
+            again.write_bytes(path.read_bytes())
+            again.replace(path)
+        return found
+
+    monkeypatch.setattr(checkpoint_module, "mapped_tensors", replaced_meanwhile)
+    [file] = read_rank_files(tmp_path, run.arguments, verify=True)
+    assert len(file.blocks) == 4
+    assert calls
+    assert not list(tmp_path.glob("*.damaged"))
+
+
 def test_two_runs_that_wrote_at_once_are_noticed(
     run: HarvestRun, corpus: list[str], tmp_path: Path
 ) -> None:
