@@ -330,7 +330,7 @@ def _strength(path: Path, vector: SteeringVector, served: ServedVectors) -> Stre
 def _tensor_alone(path: Path, at: int | str | None, model: HookedModel | None) -> SteeringVector:
     """Return the vector of a file that holds one direction and says nothing else."""
     if at is None:
-        raise ValueError(
+        raise FileFormatError(
             f"{str(path)!r} holds a tensor alone, which does not say where it acts; give at=, such"
             " as at=12 for the stream behind block 12, and model="
         )

@@ -89,6 +89,8 @@ def test_continuations_share_no_content_word_with_the_contrast_set(concept: Any)
     )
 
 
+@pytest.mark.slow
+@pytest.mark.minutes
 def test_the_demo_writes_what_it_promises(tmp_path: Path) -> None:
     result = run_demo(
         concepts=("sentiment",),

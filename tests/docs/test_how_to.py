@@ -19,6 +19,7 @@ NEEDS_QUICK_START = pytest.mark.xdist_group("quick start")
 
 
 @pytest.mark.slow
+@pytest.mark.minutes
 @NEEDS_QUICK_START
 @pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.stem)
 def test_the_python_of_a_page_runs(

@@ -610,5 +610,6 @@ def test_torchrun(folders: Path, tmp_path: Path) -> None:
         "moments.safetensors",
         "report.html",
         "results.json",
+        "run.toml",
         "stitch",
     ]
