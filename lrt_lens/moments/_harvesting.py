@@ -119,7 +119,7 @@ def harvest(
     """
     settings = resolve(HarvestSettings, settings, options)
     checkpoint_every = checked_seconds(checkpoint_every)
-    settings = _with_fields_of(documents, settings)
+    settings = with_fields_of(documents, settings)
     run = settle(pair, settings=settings)
     with (
         nullcontext()
@@ -149,7 +149,7 @@ def harvest_survey(
     progress: bool = True,
 ) -> SurveyMoments:
     """Return the sketched moments of all requested hook pairs; see `lrt_lens.survey`."""
-    run = settle(pair, settings=_with_fields_of(documents, settings))
+    run = settle(pair, settings=with_fields_of(documents, settings))
     moments: SurveyMoments = run.harvest_share(
         documents,
         checkpoint=checkpoint,
@@ -171,7 +171,7 @@ def _token_hook(pair: ModelPair | Sides) -> str | None:
 Kind = TypeVar("Kind", bound=HarvestSettings)
 
 
-def _with_fields_of(documents: Documents, settings: Kind) -> Kind:
+def with_fields_of(documents: Documents, settings: Kind) -> Kind:
     """Return the settings with the columns of a `DocumentSource`."""
     if not isinstance(documents, DocumentSource):
         return settings

@@ -286,15 +286,13 @@ class Arrivals:
                 " prepend_bos=True, or run the engine without BOS"
             )
         if (other := self._nearest(ids)) is not None:
-            agree = min(len(ids), len(other))
-            differs = np.flatnonzero(ids[:agree] != other[:agree])
-            if not len(differs):
+            at = _n_shared(ids, other)
+            if at == min(len(ids), len(other)):
                 return (
                     f"one of {len(other)} tokens ends before it: windows have up to {len(ids)}"
                     f" tokens here; give context_length={len(other)}, or run the engine on the"
                     " windows of request_states"
                 )
-            at = int(differs[0])
             return (
                 f"the most similar one has token {int(other[at])} at position {at} instead of"
                 f" {int(ids[at])}: the documents or the tokenizer are other ones, or the engine"

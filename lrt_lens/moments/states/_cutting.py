@@ -52,7 +52,6 @@ class SequenceCutter(WindowCutter):
         super().__init__(plan, source, target)
         self._leader = source if lead == "source" else target
         self._sequences, self._name = sequences, name
-        self.n_empty = 0
 
     def read(self, documents: Any) -> Any:  # noqa: ARG002 (the sequences are the documents)
         """Return an iterator over the sequences; it has an attribute ``n_empty``.

@@ -31,7 +31,7 @@ from lrt_lens.moments._checkpoint_files import LEDGER_NAME
 from lrt_lens.moments._cross_moments import CrossMoments
 from lrt_lens.moments._feeding import Sides
 from lrt_lens.moments._harvest_settings import HarvestSettings
-from lrt_lens.moments._harvesting import HarvestRun, harvest, settle
+from lrt_lens.moments._harvesting import HarvestRun, harvest, settle, with_fields_of
 from lrt_lens.moments.states._cutting import SequenceCutter
 from lrt_lens.moments.states._folder import StateFolder, is_state_folder
 from lrt_lens.moments.states._ledger import Ledger
@@ -117,9 +117,8 @@ def harvest_states(
             progress=progress,
         )
     _refuse_relative_layers(settings, sides)
-    if isinstance(documents, DocumentSource):
-        fields = DocumentSource.of(documents, settings.text_field, settings.group)
-        settings = replace(settings, text_field=fields.text_field, group=fields.group)
+    if documents is not None:
+        settings = with_fields_of(documents, settings)
     run = settle(Sides(*sides), settings=settings)
     with _Sequences(sides, ledger, is_changing=consume or wait > 0) as sequences:
         if consume and ledger is not None:
