@@ -67,7 +67,7 @@ def probe_figure(table: pd.DataFrame, *, chance: float) -> "go.Figure":
     """
     by_arm = _by_arm(table)
     curves = ("fine_tuned", "scratch")
-    titles = ["accuracy on the target and AUROC (◇), per arm", "gain from k labels of the target"]
+    titles = ["on the target, per arm", "gain from k labels of the target"]
     figure = make_subplots(
         cols=2, subplot_titles=titles, column_widths=[0.5, 0.5], horizontal_spacing=0.1
     )

@@ -102,6 +102,10 @@ ARM_STYLES: dict[str, ArmStyle] = {
 }
 """One style per arm, in the order in which figures list them."""
 
+_MARGIN = {"l": 60, "r": 16, "t": 64, "b": 60}
+"""Pixels around the panels."""
+_LINE_OF_SUBTITLE = 18
+"""Height of a line under the title, in pixels."""
 _NAME = "lrt_lens"
 """Name under which plotly knows the template."""
 _HOOK_KINDS = ("pre", "mid", "post")
@@ -215,7 +219,9 @@ def count_range(table: pd.DataFrame, column: str) -> tuple[int, int] | None:
 def with_counts(
     figure: "graph_objects.Figure", counts: Mapping[str, int | tuple[int, int] | None]
 ) -> "graph_objects.Figure":
-    """Return the figure with how many of what was measured behind its title.
+    """Return the figure with how many of what was measured, in a line under its title.
+
+    The line has its own height: behind the title, the counts would be cut off on a phone.
 
     Args:
         figure: a figure with a title.
@@ -223,9 +229,16 @@ def with_counts(
             None and 0 are unknown and left out.
     """
     known = [f"{_whole(count)} {unit}" for unit, count in counts.items() if _whole(count)]
-    if known:
-        figure.update_layout(title_text=f"{figure.layout.title.text}, n = {', '.join(known)}")
-    return figure
+    if not known:
+        return figure
+    layout = figure.layout
+    lines = [f"n = {', '.join(known)}", layout.title.subtitle.text]
+    top = _MARGIN["t"] if layout.margin.t is None else layout.margin.t
+    return figure.update_layout(
+        title_subtitle_text="<br>".join(line for line in lines if line),
+        margin_t=top + _LINE_OF_SUBTITLE,
+        height=None if layout.height is None else layout.height + _LINE_OF_SUBTITLE,
+    )
 
 
 def _whole(count: int | tuple[int, int] | None) -> str:
@@ -296,6 +309,6 @@ def _template() -> "go.layout.Template":
         "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": NEUTRAL, "activecolor": HIGHLIGHT},
         "hovermode": "closest",
         "hoverlabel": {"align": "left"},
-        "margin": {"l": 60, "r": 16, "t": 64, "b": 60},
+        "margin": _MARGIN,
     }
     return go.layout.Template(layout=layout)

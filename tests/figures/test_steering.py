@@ -213,22 +213,30 @@ def test_a_grid_opens_on_gain_where_it_is_known_and_reads_like_the_table() -> No
     )
 
 
+def _counts_of(figure: go.Figure) -> str:
+    """Return the line of counts under the title of a figure."""
+    return str(figure.layout.title.subtitle.text).split("<br>")[0]
+
+
 def test_the_title_of_a_grid_says_how_many_tokens_fitted_it() -> None:
-    assert _layout(grid_figure(_scores()))["title"]["text"].endswith(", n = 1,000 fitting tokens")
+    assert _counts_of(grid_figure(_scores())) == "n = 1,000 fitting tokens"
     surveyed = _scores().assign(n_tokens=[20_000] * 3 + [84_000] * 3)
-    assert "n = 20,000–84,000 fitting tokens" in _layout(grid_figure(surveyed))["title"]["text"]
+    assert _counts_of(grid_figure(surveyed)) == "n = 20,000–84,000 fitting tokens"
     unknown = _scores().drop(columns="n_tokens")
-    assert "n =" not in _layout(grid_figure(unknown))["title"]["text"]
+    assert "n =" not in _counts_of(grid_figure(unknown))
 
 
-def test_counts_stand_behind_a_title_and_unknown_ones_are_left_out() -> None:
-    figure = go.Figure(layout={"title": {"text": "Title", "subtitle": {"text": "below"}}})
+def test_counts_stand_under_a_title_and_unknown_ones_are_left_out() -> None:
+    titled = {"title": {"text": "Title", "subtitle": {"text": "below"}}, "height": 300}
+    figure = go.Figure(layout=titled)
     with_counts(figure, {"items": 1200, "texts": None, "tokens": (5, 5), "rows": 0})
-    assert figure.layout.title.text == "Title, n = 1,200 items, 5 tokens"
-    assert figure.layout.title.subtitle.text == "below"
-    assert with_counts(go.Figure(layout_title="Title"), {"items": 0}).layout.title.text == "Title"
-    table = pd.DataFrame({"n": [3, math.nan, 1]})
-    assert (count_range(table, "n"), count_range(table, "m")) == ((1, 3), None)
+    assert figure.layout.title.text == "Title"
+    assert figure.layout.title.subtitle.text == "n = 1,200 items, 5 tokens<br>below"
+    # The line has a height of its own, so that the panels keep theirs.
+    assert figure.layout.height == 300 + figure.layout.margin.t - 64
+    alone = with_counts(go.Figure(layout_title="Title"), {"items": 3})
+    assert alone.layout.title.subtitle.text == "n = 3 items"
+    assert with_counts(go.Figure(layout_title="Title"), {"items": 0}).layout.margin.t is None
 
 
 def test_arms_differ_in_print_without_colour() -> None:
