@@ -43,6 +43,7 @@ _PACKAGES = (
     "adapters.saes",
     "adapters.concepts",
     "adapters.layers",
+    "diffing",
     "serving",
     "baselines",
     "bundled",
@@ -64,6 +65,7 @@ provide(
         "CrossMoments.from_activations": "lrt_lens.moments._from_activations:"
         "moments_of_activations",
         "CrossMoments.update": "lrt_lens.moments._from_activations:add_activations",
+        "ModelDiff.read": "lrt_lens.diffing:read_diff",
         "StitchGrid.compare": "lrt_lens.stitching:compare_solvers",
         "Stitch.transfer SteeringVector": "lrt_lens.adapters.vectors._transfer:transfer_vector",
         "Stitch.transfer sae_lens": "lrt_lens.adapters.saes:transfer_sae",

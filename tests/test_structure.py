@@ -52,6 +52,7 @@ ORDER = (
     "adapters.saes",
     "adapters.concepts",
     "adapters.layers",
+    "diffing",
     "serving",
     "baselines",
     "bundled",
@@ -92,6 +93,7 @@ LATE_IMPORTS = {f"cli/{path.name}" for path in (PACKAGE / "cli").glob("*.py")}
 """Files that import our own modules inside functions: the command line must start without torch."""
 LATE_METHODS = {
     "moments/_cross_moments.py": "CrossMoments.fit, from_activations and update",
+    "diffing/_model_diff.py": "ModelDiff.read",
     "stitching/_grid.py": "StitchGrid.compare",
     "stitching/_stitch_data.py": "Stitch.transfer",
     "adapters/vectors/_serving_methods.py": "SteeringVector.export",

@@ -11,7 +11,6 @@ from lrt_lens.data._windows import BlockPlan, CutDocument, Window
 from lrt_lens.errors import TooFewDocumentsError
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.moments._provenance import Provenance
-from lrt_lens.stitching._stitch_data import StitchData
 
 
 def fold_filter(documents: Documents, origin: Provenance, folds: str) -> Callable[[Document], bool]:
@@ -33,7 +32,8 @@ def fold_filter(documents: Documents, origin: Provenance, folds: str) -> Callabl
 
 def read_windows(
     pair: ModelPair,
-    stitch: StitchData,
+    origin: Provenance,
+    skip_first: int,
     documents: Documents,
     n_tokens: int,
     context_length: int,
@@ -41,15 +41,17 @@ def read_windows(
 ) -> list[Window]:
     """Return windows of held-out documents, until ``n_tokens`` positions count.
 
-    Their documents are numbered from 0, without gaps. ``folds`` is as in `StitchLossSettings`.
+    ``origin`` is the provenance of the maps, and ``skip_first`` the number of masked positions of a
+    window. The documents are numbered from 0, without gaps; ``folds`` are those of
+    `StitchLossSettings`.
     """
-    is_read = fold_filter(documents, stitch.provenance, folds)
+    is_read = fold_filter(documents, origin, folds)
     plan = BlockPlan(
         context_length=context_length,
-        skip_first=stitch.skip_first,
+        skip_first=skip_first,
         n_tokens=n_tokens,
         max_document_tokens="auto",
-        seed=stitch.provenance.seed,
+        seed=origin.seed,
     )
     cutter, budget = WindowCutter(plan, pair.source, pair.target), TokenBudget(plan)
     n_read, numbers = 0, dict[int, int]()

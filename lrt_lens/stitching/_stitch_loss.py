@@ -296,7 +296,15 @@ def evaluate_stitch_loss(
     ends = {"A": End(pair.source, stitch.source_hook), "B": End(pair.target, stitch.target_hook)}
     length = min(settings.context_length, pair.context_length)
     source = DocumentSource.of(documents, settings.text_field, settings.group)
-    windows = read_windows(pair, stitch, source, settings.n_tokens, length, settings.folds)
+    windows = read_windows(
+        pair,
+        stitch.provenance,
+        stitch.skip_first,
+        source,
+        settings.n_tokens,
+        length,
+        settings.folds,
+    )
     arms = _arms(stitch, settings.routes, settings.controls, token_arms, others)
     tally = Tally(1 + max(window.document for window in windows))
     work = list(batches(windows, pair.source, pair.target))

@@ -45,6 +45,7 @@ from lrt_lens.adapters.vectors import (
     TransferComparison,
 )
 from lrt_lens.baselines import FamilyBaselines
+from lrt_lens.diffing import ModelDiff
 from lrt_lens.figures import TEMPLATE_NAME
 from lrt_lens.moments import Scatter
 from lrt_lens.moments._scatter import DenseSecondMoment
@@ -500,7 +501,18 @@ def label_savings() -> LabelSavings:
     return LabelSavings(pd.DataFrame(rows), {"cosine": 0.0, "auroc": 0.5}, 20, 20)
 
 
+def model_diff() -> ModelDiff:
+    rows = [
+        {"kind": kind, "index": i, "held_out": 0.9 / i, "noise": 0.3}
+        | around("eigenvalue", 1.0 / i, 0.1 / i, ends=("low", "high"))
+        for kind in ("gained", "lost", "difference", "shared")
+        for i in range(1, 8)
+    ]
+    return ModelDiff(pd.DataFrame(rows), {}, SOURCE, TARGET, {}, 1000, {})
+
+
 FIGURES: dict[str, Any] = {
+    "ModelDiff": lambda: model_diff().figure(),
     "SteeringEvaluation": lambda: steering().figure(),
     "SteeringEvaluation curves": lambda: steering().figure("curves"),
     "SteeringEvaluation damage": lambda: steering().figure("damage"),

@@ -17,14 +17,7 @@ from lrt_lens.figures._steering import (
     grid_figure,
     steering_figure,
 )
-from lrt_lens.figures._template import (
-    ARM_STYLES,
-    NEUTRAL,
-    count_range,
-    hook_order,
-    ordered_arms,
-    with_counts,
-)
+from lrt_lens.figures._template import ARM_STYLES, NEUTRAL, hook_order, ordered_arms, with_counts
 from lrt_lens.models import short_hook
 from lrt_lens.stitching._pair_table import heat_of_pairs
 

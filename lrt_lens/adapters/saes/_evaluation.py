@@ -138,7 +138,15 @@ def evaluate_sae(
     _check(pair, stitch, (sae, native), run)
     saes = _saes(stitch, sae, native, run) | _refitted(pair, stitch, sae, documents, run, progress)
     ends = {"A": End(pair.source, stitch.source_hook), "B": End(pair.target, stitch.target_hook)}
-    windows = read_windows(pair, stitch, documents, run.n_tokens, run.context_length, run.folds)
+    windows = read_windows(
+        pair,
+        stitch.provenance,
+        stitch.skip_first,
+        documents,
+        run.n_tokens,
+        run.context_length,
+        run.folds,
+    )
     if pair.aligned:
         # Each arm runs on one model, so all its unmasked tokens count, aligned or not.
         special = (special_tokens(pair.source), special_tokens(pair.target))

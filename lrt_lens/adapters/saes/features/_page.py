@@ -80,8 +80,8 @@ class TokenContexts(Paragraph):
 
     contexts: Sequence[TokenContext] = ()
     """Contexts in descending order of the peak."""
-    names: tuple[str, str] = ("source", "target")
-    """Names of the source and the target model."""
+    names: tuple[str, ...] = ("source", "target")
+    """Names of the source and the target model; a single name prints every context once."""
 
 
 @render_block.register(TokenContexts)
@@ -97,7 +97,7 @@ def _render_contexts(block: TokenContexts) -> str:
     for context in block.contexts:
         lines = (
             _render_line(context, role, name, highest[role])
-            for role, name in zip(_ROLES, block.names, strict=True)
+            for role, name in zip(_ROLES, block.names, strict=False)
         )
         items.append(f"<li style='margin:.6rem 0'>{''.join(lines)}</li>")
     return f"<p>{escape(block.text)}</p><ol style='padding-left:1.4rem'>{''.join(items)}</ol>"
