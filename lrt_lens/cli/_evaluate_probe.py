@@ -117,6 +117,7 @@ class EvaluateProbe(PairOptions):
         tables = {
             "pair": {"source": pair.source.name, "target": pair.target.name},
             "chance": result.chance,
+            "n_test": result.n_test,
             "probes_summary": result.summary,
             "probes": result.table,
         }

@@ -121,6 +121,7 @@ def _grid(content: Content) -> "Iterator[Block]":
 
 def _calibration(content: Content) -> "Iterator[Block]":
     from lrt_lens.figures._steering import calibration_figure
+    from lrt_lens.figures._template import with_counts
     from lrt_lens.report._html import Paragraph, Plot
 
     found = content["calibration"]
@@ -128,11 +129,18 @@ def _calibration(content: Content) -> "Iterator[Block]":
         yield Paragraph(str(found["flag"]))
     curve = frame_of(content["calibration_curve"])
     chosen, flag = found.get("scale"), found.get("flag") or ""
-    yield Plot(calibration_figure(curve, budget=found["budget"], chosen=chosen, flag=flag))
+    figure = calibration_figure(curve, budget=found["budget"], chosen=chosen, flag=flag)
+    yield Plot(with_counts(figure, {"neutral texts": found.get("n_texts")}))
 
 
 def _steering(content: Content) -> "Iterator[Block]":
-    from lrt_lens.figures._steering import effect_damage_figure, steering_figure, summary_figure
+    from lrt_lens.figures._steering import (
+        effect_damage_figure,
+        steering_counts,
+        steering_figure,
+        summary_figure,
+    )
+    from lrt_lens.figures._template import rows_where, with_counts
     from lrt_lens.report._html import Paragraph, Plot
 
     table, summary = frame_of(content["steering"]), frame_of(content["steering_summary"])
@@ -140,17 +148,23 @@ def _steering(content: Content) -> "Iterator[Block]":
     yield Paragraph(_STEERING)
     for concept in dict.fromkeys(map(str, summary["concept"])):
         yield Plot(summary_figure(summary, concept=concept))
-        yield Plot(effect_damage_figure(table, concept=concept, budget=budget))
-        yield Plot(steering_figure(table, concept=concept))
+        counts = steering_counts(rows_where(summary, "concept", concept))
+        for figure in (
+            effect_damage_figure(table, concept=concept, budget=budget),
+            steering_figure(table, concept=concept),
+        ):
+            yield Plot(with_counts(figure, counts))
 
 
 def _probes(content: Content) -> "Iterator[Block]":
     from lrt_lens.figures import probe_figure
+    from lrt_lens.figures._template import with_counts
     from lrt_lens.report._html import Paragraph, Plot
 
     yield Paragraph(_PROBES)
     if "chance" in content:
-        yield Plot(probe_figure(frame_of(content["probes"]), chance=float(content["chance"])))
+        figure = probe_figure(frame_of(content["probes"]), chance=float(content["chance"]))
+        yield Plot(with_counts(figure, {"test texts": content.get("n_test")}))
 
 
 def _sae(content: Content) -> "Iterator[Block]":
@@ -191,7 +205,16 @@ _LOSS = (
     "Next-token loss of a pass that one model (A, the source; B, the target) begins and the other "
     "finishes. own: the finishing model untouched; mean, zero, shuffled and token: controls."
 )
-_ABOUT = ("schema_version", "versions", "arguments", "command", "pair", "chance", "seconds")
+_ABOUT = (
+    "schema_version",
+    "versions",
+    "arguments",
+    "command",
+    "pair",
+    "chance",
+    "n_test",
+    "seconds",
+)
 """Keys that are no tables."""
 _CAPTIONS = {
     "artefact": "What was written",

@@ -16,12 +16,7 @@ import pandas as pd
 from lrt_lens.adapters.saes._evaluation_result import SAEEvaluation
 from lrt_lens.adapters.vectors._steering_result import SteeringEvaluation
 from lrt_lens.demo._result import DemoResult
-from lrt_lens.figures._steering import (
-    effect_damage_figure,
-    grid_figure,
-    steering_figure,
-    summary_figure,
-)
+from lrt_lens.figures._steering import grid_figure
 from lrt_lens.moments._provenance import package_versions
 from lrt_lens.report._html import (
     Block,
@@ -220,16 +215,15 @@ def _loss(result: DemoResult) -> Section:
 
 def _concept(result: DemoResult, concept: str, evaluation: SteeringEvaluation) -> Section:
     # The figures and the table show the same rows; nothing is computed here.
-    table, budget = evaluation.table, evaluation.budget
     caption = (
         "Effect at equal damage, with 95% intervals; those of random, shuffled and permuted say "
         "where a new draw falls. Ticks: the vector's negative."
     )
     body: list[Block] = [
         Paragraph(_conclusion(evaluation)),
-        Plot(summary_figure(evaluation.summary, concept=concept), caption=caption),
-        Plot(effect_damage_figure(table, concept=concept, budget=budget)),
-        Plot(steering_figure(table, concept=concept)),
+        Plot(evaluation.figure(), caption=caption),
+        Plot(evaluation.figure("damage")),
+        Plot(evaluation.figure("curves")),
         Table(evaluation.summary.drop(columns="concept"), caption="Arms at equal damage"),
         Paragraph("Continuations at twice the calibrated scale, with the same seed for every arm:"),
         ContinuationCards(result.continuations[concept]),

@@ -343,7 +343,8 @@ def attention_figure(
         title=title,
         height=height,
         margin={"t": 110, "b": 100},
-        legend={"y": -100 / height},
+        # In units of the plot, which is 210 pixels lower than the figure: 60 pixels below it.
+        legend={"y": -60 / (height - 210)},
     )
 
 

@@ -15,12 +15,14 @@ from lrt_lens.figures._plotly import go, make_subplots
 from lrt_lens.figures._template import (
     HEAT_SCALE,
     HIGHLIGHT,
+    count_range,
     error_bars,
     hook_order,
     panel,
     require_columns,
     short_hook,
     use_template,
+    with_counts,
 )
 
 _TITLES = {
@@ -49,7 +51,7 @@ def layer_choice_figure(
 
     Args:
         table: one row per hook pair: `source_hook`, `target_hook`, ``value``, `auroc`,
-            `auroc_low` and `auroc_high`.
+            `auroc_low` and `auroc_high`; `n_texts` for the line under the title.
         value: column of the heat map.
         chosen: (source hook point, target hook point) of the pair to outline.
         rule: what the column is, for the subtitle.
@@ -92,7 +94,7 @@ def layer_choice_figure(
     figure.update_yaxes(
         type="category", title_text="target hook point", showgrid=False, **panel(1, 1)
     )
-    return figure.update_layout(
+    figure.update_layout(
         template=use_template(),
         title={"text": "Choice of layers", "subtitle": {"text": rule}},
         showlegend=False,
@@ -102,6 +104,7 @@ def layer_choice_figure(
         },
         height=min(1000, 420 + 26 * len(targets)),
     )
+    return with_counts(figure, {"texts": count_range(table, "n_texts")})
 
 
 def _outline(sources: list[str], targets: list[str], chosen: tuple[str, str]) -> "go.layout.Shape":

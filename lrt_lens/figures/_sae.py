@@ -21,11 +21,13 @@ from lrt_lens.figures._template import (
     NEUTRAL,
     ArmStyle,
     arm_style,
+    count_range,
     error_bars,
     panel,
     require_columns,
     require_rows,
     use_template,
+    with_counts,
 )
 
 # `scratch` and `rotated` are initialisations of training; the other arms are SAEs.
@@ -66,7 +68,8 @@ def sae_figure(table: pd.DataFrame) -> "go.Figure":
     There is one panel per metric; bars are 95% intervals.
 
     Args:
-        table: `SAEEvaluation.table`: `arm`, and each metric with `_low` and `_high`.
+        table: `SAEEvaluation.table`: `arm`, and each metric with `_low` and `_high`; `n_tokens` and
+            `n_documents` for the line under the title.
 
     Raises:
         ValueError: a column is not in the table, or it has no rows.
@@ -83,12 +86,14 @@ def sae_figure(table: pd.DataFrame) -> "go.Figure":
     # plotly lists categories from below: reversed, the first arm is on top.
     figure.update_yaxes(autorange="reversed", type="category")
     subtitle = "95% over documents (dead features: over features); random: where a new map falls"
-    return figure.update_layout(
+    figure.update_layout(
         template=use_template(),
         title={"text": "Native and transferred SAEs", "subtitle": {"text": subtitle}},
         height=200 + 40 * len(records),
         margin={"t": 90},
     )
+    counts = {unit: count_range(table, f"n_{unit}") for unit in ("tokens", "documents")}
+    return with_counts(figure, counts)
 
 
 def _metric(row: dict, metric: str) -> "go.Scatter":

@@ -14,7 +14,14 @@ from typing import Any
 import pandas as pd
 
 from lrt_lens.figures._plotly import go
-from lrt_lens.figures._template import ARM_STYLES, DOTTED, ArmStyle, require_columns, use_template
+from lrt_lens.figures._template import (
+    ARM_STYLES,
+    DOTTED,
+    ArmStyle,
+    require_columns,
+    use_template,
+    with_counts,
+)
 
 # Both roles have the same words in the legend; the name of the model follows.
 _ROLES = {
@@ -35,13 +42,14 @@ def activation_figure(
         names: names of the source and of the target model.
         index: index of the feature, for the title.
     """
-    figure = go.Figure()
+    figure, n_tokens = go.Figure(), 0
     for (role, style), name in zip(_ROLES.items(), names, strict=True):
         tokens = [
             point
             for context in places.get(role, [])
             for point in zip(context.tokens, context.source, context.target, strict=True)
         ]
+        n_tokens += len(tokens)
         figure.add_scatter(
             x=[source for _, source, _ in tokens],
             y=[target for _, _, target in tokens],
@@ -53,14 +61,16 @@ def activation_figure(
             hovertemplate="%{text}<br>source %{x:.3g}<br>target %{y:.3g}<extra></extra>",
         )
     # An empty figure would look like an error, so it says why it is empty.
-    if not any(len(trace["x"]) for trace in figure.to_dict()["data"]):
+    if not n_tokens:
         note = {"text": "never active on the documents", "showarrow": False}
         figure.add_annotation(**note, x=0.5, y=0.5, xref="paper", yref="paper")
     figure.update_xaxes(title_text=f"activation on {names[0]} (SAE units)")
     figure.update_yaxes(title_text=f"activation on {names[1]} (SAE units)")
     subtitle = "one point per token of the contexts in which it is most active"
     title = {"text": f"Feature {index} on both models", "subtitle": {"text": subtitle}}
-    return figure.update_layout(template=use_template(), title=title, height=460, margin={"t": 80})
+    figure.update_layout(template=use_template(), title=title, height=460, margin={"t": 80})
+    n_contexts = sum(len(contexts) for contexts in places.values())
+    return with_counts(figure, {"contexts": n_contexts, "tokens": n_tokens})
 
 
 def matches_figure(table: pd.DataFrame) -> "go.Figure":
@@ -89,6 +99,6 @@ def matches_figure(table: pd.DataFrame) -> "go.Figure":
     figure.add_shape(type="line", x0=0, y0=0, x1=1, y1=1, line=DOTTED)
     figure.update_xaxes(title_text="correlation on the documents used for matching")
     figure.update_yaxes(title_text="correlation on other documents")
-    subtitle = f"{len(table)} pairs; below the diagonal: optimism of the matching"
+    subtitle = "below the diagonal: optimism of the matching"
     title = {"text": "Matched features", "subtitle": {"text": subtitle}}
     return figure.update_layout(template=use_template(), title=title, height=460, margin={"t": 80})

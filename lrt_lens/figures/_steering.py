@@ -31,17 +31,20 @@ from lrt_lens.figures._template import (
     MENU_LOOKS,
     arm_style,
     categories,
+    count_range,
     ordered_arms,
     panel,
     require_columns,
     rows_where,
     use_template,
+    with_counts,
 )
 
 __all__ = [
     "calibration_figure",
     "effect_damage_figure",
     "grid_figure",
+    "steering_counts",
     "steering_figure",
     "summary_figure",
 ]
@@ -149,7 +152,8 @@ def summary_figure(summary: pd.DataFrame, *, concept: str | None = None) -> "go.
         summary: `concept`, `arm`, `effect_at_equal_damage`, `low`, `high` (nats); for the ticks
             `effect_negated`, `negated_low`, `negated_high`; for the hover text
             `fraction_of_native`, `fraction_low`, `fraction_high`, `scale`, `contains`,
-            `transferred_p`, `p_floor`, `flag` and `interval_flag`.
+            `transferred_p`, `p_floor`, `flag` and `interval_flag`; for the line under the title
+            `n_items` and `n_texts`.
         concept: the concept shown; all if None.
 
     Raises:
@@ -180,7 +184,21 @@ def summary_figure(summary: pd.DataFrame, *, concept: str | None = None) -> "go.
         showlegend=False,
         margin={"t": 125},
     )
-    return figure.update_xaxes(title_text=_EFFECT_TITLE, **panel(len(concepts), 1))
+    figure.update_xaxes(title_text=_EFFECT_TITLE, **panel(len(concepts), 1))
+    return with_counts(figure, steering_counts(rows_where(summary, "concept", *concepts)))
+
+
+def steering_counts(summary: pd.DataFrame) -> dict[str, tuple[int, int] | None]:
+    """Return the numbers of items and of neutral texts behind a summary, for `with_counts`.
+
+    Args:
+        summary: `concept`, and if they are known `n_items` and `n_texts`.
+    """
+    items = "items per concept" if len(set(summary["concept"])) > 1 else "items"
+    return {
+        items: count_range(summary, "n_items"),
+        "neutral texts": count_range(summary, "n_texts"),
+    }
 
 
 def calibration_figure(

@@ -20,11 +20,13 @@ from lrt_lens.figures._template import (
     ArmStyle,
     arm_style,
     categories,
+    count_range,
     error_bars,
     panel,
     require_columns,
     require_rows,
     use_template,
+    with_counts,
 )
 
 _STYLES = {
@@ -47,7 +49,8 @@ def stitch_loss_figure(table: pd.DataFrame) -> "go.Figure":
 
     Args:
         table: `StitchLoss.table`: `route`, `arm`, `finishes_in`, `ce`, `ce_low`, `ce_high` (nats
-            per token), `recovered`, `kl`, `increase_percent`.
+            per token), `recovered`, `kl`, `increase_percent`; `n_tokens` and `n_documents` for the
+            line under the title.
 
     Raises:
         ValueError: a column is not in the table, or it has no rows.
@@ -94,7 +97,9 @@ def stitch_loss_figure(table: pd.DataFrame) -> "go.Figure":
         margin={"t": 130, "r": 60},
     )
     loss = "next-token cross-entropy (nats per token)"
-    return figure.update_xaxes(title_text=loss, **panel(n_routes, 1))
+    figure.update_xaxes(title_text=loss, **panel(n_routes, 1))
+    counts = {unit: count_range(table, f"n_{unit}") for unit in ("tokens", "documents")}
+    return with_counts(figure, counts)
 
 
 def _ordered(arms: list[str]) -> list[str]:

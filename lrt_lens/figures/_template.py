@@ -225,10 +225,12 @@ def with_counts(
 
     Args:
         figure: a figure with a title.
-        counts: number by unit, such as ``{"items": 240}``, or the smallest and the largest number;
-            None and 0 are unknown and left out.
+        counts: number by unit in the plural, such as ``{"items": 240}``, or the smallest and the
+            largest number; None and 0 are unknown and left out.
     """
-    known = [f"{_whole(count)} {unit}" for unit, count in counts.items() if _whole(count)]
+    known = [
+        f"{_whole(count)} {_unit(unit, count)}" for unit, count in counts.items() if _whole(count)
+    ]
     if not known:
         return figure
     layout = figure.layout
@@ -246,6 +248,11 @@ def _whole(count: int | tuple[int, int] | None) -> str:
     ends = count if isinstance(count, tuple) else (count, count)
     texts = dict.fromkeys(f"{end:,}" for end in ends if end)
     return "–".join(texts)
+
+
+def _unit(plural: str, count: int | tuple[int, int] | None) -> str:
+    """Return the unit of a count: the first noun is in the singular if the count is 1."""
+    return re.sub(r"s\b", "", plural, count=1) if _whole(count) == "1" else plural
 
 
 def use_template() -> str:

@@ -15,6 +15,7 @@ from typing import Literal
 import pandas as pd
 
 from lrt_lens.figures._plotly import go, make_subplots
+from lrt_lens.figures._steering import steering_counts
 from lrt_lens.figures._template import (
     DOTTED,
     arm_style,
@@ -25,6 +26,7 @@ from lrt_lens.figures._template import (
     require_rows,
     rows_where,
     use_template,
+    with_counts,
 )
 
 _COLUMNS = {
@@ -44,7 +46,8 @@ def transfer_figure(
 
     Args:
         summary: `concept`, `rule`, and the fraction of native and the difference from the reference
-            with their ends, as in `TransferComparison.summary`; several may be joined.
+            with their ends, as in `TransferComparison.summary`; several may be joined. `n_items`
+            and `n_texts` are for the line under the title.
         fraction: ``"vector"`` or ``"mean"``: of the vector itself, or of the mean of both signs.
 
     Raises:
@@ -78,9 +81,10 @@ def transfer_figure(
         figure.add_vline(x=1, line=DOTTED, **panel(1, number))
         figure.update_xaxes(title_text="fraction of native", **panel(1, number))
     figure.update_yaxes(categories(rules))
-    return figure.update_layout(
+    figure.update_layout(
         template=use_template(),
         title=f"Effect at equal damage, {_TITLES[fraction]}",
         height=190 + 28 * len(rules),
         margin={"t": 90},
     )
+    return with_counts(figure, steering_counts(summary))

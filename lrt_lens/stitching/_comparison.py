@@ -25,6 +25,7 @@ from lrt_lens._repr_html import card, note, table
 from lrt_lens._short_repr import ShortRepr
 from lrt_lens.errors import HookPointError
 from lrt_lens.figures._comparison import comparison_figure
+from lrt_lens.figures._template import count_range, with_counts
 from lrt_lens.models._hook_points import HookPair
 from lrt_lens.moments._cross_moments import CrossMoments
 from lrt_lens.stitching._choices import behind_columns
@@ -141,7 +142,9 @@ class SolverComparison(ShortRepr):
 
     def figure(self, value: str = "r2_uniform") -> Any:
         """Return a plotly figure of test scores by solver and direction, with null and token."""
-        return comparison_figure(self.table, value=value)
+        hook_pairs = self.table[["source_hook", "target_hook"]].drop_duplicates()
+        counts = {"hook pairs": len(hook_pairs), "fitting tokens": count_range(self.table, "n")}
+        return with_counts(comparison_figure(self.table, value=value), counts)
 
     def _repr_html_(self) -> str:
         return card(

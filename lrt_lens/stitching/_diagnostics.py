@@ -40,6 +40,7 @@ from torch import Tensor
 from lrt_lens._short_repr import ShortRepr
 from lrt_lens.errors import MismatchError
 from lrt_lens.figures._similarity import spectrum_figure
+from lrt_lens.figures._template import with_counts
 from lrt_lens.models._belonging import Ends, Origin, map_ends, refuse_other_map
 from lrt_lens.models._hook_points import HookPair
 from lrt_lens.moments._cross_moments import CrossMoments
@@ -101,7 +102,7 @@ class MapDiagnostics(ShortRepr):
 
     def figure(self) -> Any:
         """Return the singular values against their index, both axes logarithmic (plotly)."""
-        return spectrum_figure(self.spectrum)
+        return with_counts(spectrum_figure(self.spectrum), {"fitting rows": self.n})
 
 
 def map_diagnostics(affine: AffineMap, fit: Scatter) -> MapDiagnostics:

@@ -54,7 +54,6 @@ from lrt_lens._short_repr import ShortRepr
 from lrt_lens.data._documents import Documents, DocumentSource
 from lrt_lens.errors import HookPointError
 from lrt_lens.figures._stitch_loss import stitch_loss_figure
-from lrt_lens.figures._template import count_range, with_counts
 from lrt_lens.models._belonging import map_ends, refuse_other_map
 from lrt_lens.models._hook_points import joint_parts
 from lrt_lens.models._pair import ModelPair
@@ -195,8 +194,7 @@ class StitchLoss(ShortRepr):
 
     def figure(self) -> Any:
         """Return a plotly figure of the cross-entropy of every arm, with one panel per route."""
-        counts = {unit: count_range(self.table, f"n_{unit}") for unit in ("tokens", "documents")}
-        return with_counts(stitch_loss_figure(self.table), counts)
+        return stitch_loss_figure(self.table)
 
     def _repr_html_(self) -> str:
         return card(

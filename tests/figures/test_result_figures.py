@@ -26,6 +26,7 @@ from lrt_lens.adapters.probes import ProbeEvaluation
 from lrt_lens.adapters.saes import (
     CodeMapEvaluation,
     DecoderGeometry,
+    FeatureEvaluation,
     FeatureMatches,
     SAEEvaluation,
     SAEInitialisation,
@@ -35,7 +36,9 @@ from lrt_lens.adapters.saes import (
 )
 from lrt_lens.adapters.saes._initialisation import threshold_table
 from lrt_lens.adapters.saes._scaling import fit_arms, frontier_of
+from lrt_lens.adapters.saes.features._contexts import TopContexts
 from lrt_lens.adapters.saes.features._page import FeaturePage, TokenContext
+from lrt_lens.adapters.saes.features._result import OutputTokens
 from lrt_lens.adapters.vectors import (
     AblationEvaluation,
     Calibration,
@@ -59,6 +62,7 @@ from lrt_lens.stitching import (
     Survey,
     map_diagnostics,
 )
+from tests.figures.counts import counts_of
 
 SOURCE, TARGET = "blocks.2.hook_resid_post", "blocks.3.hook_resid_post"
 ARMS = ("none", "native", "transferred", "shuffled", "random")
@@ -114,7 +118,8 @@ def transfers() -> TransferComparison:
         | {"fraction_of_native": value, "flag": ""}
         for rule, value in (("native", 1.0), ("ridge, last", 0.7), ("LDA, last", float("nan")))
     ]
-    return TransferComparison(pd.DataFrame(rows), 0.1, "ridge, last")
+    table = pd.DataFrame(rows).assign(n_items=48, n_texts=16)
+    return TransferComparison(table, 0.1, "ridge, last")
 
 
 def steering() -> SteeringEvaluation:
@@ -129,7 +134,8 @@ def steering() -> SteeringEvaluation:
         | around("effect_at_equal_damage", float(i), ends=("low", "high"))
         for i, arm in enumerate(ARMS)
     ]
-    return SteeringEvaluation(pd.DataFrame(curves), pd.DataFrame(summary), 0.1, {})
+    counted = pd.DataFrame(summary).assign(n_items=48, n_texts=16)
+    return SteeringEvaluation(pd.DataFrame(curves), counted, 0.1, {})
 
 
 def ablation() -> AblationEvaluation:
@@ -140,7 +146,7 @@ def ablation() -> AblationEvaluation:
         | around("damage", 0.1)
         for where, arm in itertools.product(("hook", "everywhere"), ARMS)
     ]
-    return AblationEvaluation(pd.DataFrame(), pd.DataFrame(rows))
+    return AblationEvaluation(pd.DataFrame(), pd.DataFrame(rows).assign(n=32))
 
 
 def clamping() -> ClampEvaluation:
@@ -149,7 +155,7 @@ def clamping() -> ClampEvaluation:
         | around("share", 0.5, ends=("low", "high"))
         for arm in ARMS
     ]
-    return ClampEvaluation(pd.DataFrame(), pd.DataFrame(rows))
+    return ClampEvaluation(pd.DataFrame(), pd.DataFrame(rows).assign(n=32))
 
 
 def code_map() -> CodeMapEvaluation:
@@ -160,7 +166,8 @@ def code_map() -> CodeMapEvaluation:
     numbers = np.linspace(-0.5, 0.9, 9)
     agreements = {f"agreement_{arm}": numbers for arm in ("s2l", "l2l", "other", "random")}
     return CodeMapEvaluation(
-        pd.DataFrame(rows), pd.DataFrame({"feature": range(9), "cosine": numbers} | agreements)
+        pd.DataFrame(rows).assign(n_documents=120),
+        pd.DataFrame({"feature": range(9), "cosine": numbers} | agreements),
     )
 
 
@@ -181,7 +188,8 @@ def concept_transfer() -> ConceptTransfer:
         | around("effect", 1.0)
         for arm in arms
     ]
-    return ConceptTransfer(pd.DataFrame(rows), pd.DataFrame(summary), {}, 0.1)
+    counted = pd.DataFrame(summary).assign(n_items=48, n_texts=16)
+    return ConceptTransfer(pd.DataFrame(rows), counted, {}, 0.1)
 
 
 def interpolation() -> ConceptInterpolation:
@@ -246,7 +254,8 @@ def propensity() -> PropensityEvaluation:
         }
         for task, arm, scale in itertools.product(("one-task", "another-task"), ARMS, (-1.0, 1.0))
     ]
-    return PropensityEvaluation(pd.DataFrame(rows), pd.DataFrame(), pd.DataFrame())
+    table = pd.DataFrame(rows).assign(n_test=40)
+    return PropensityEvaluation(table, pd.DataFrame(), pd.DataFrame())
 
 
 def saes() -> SAEEvaluation:
@@ -263,7 +272,8 @@ def saes() -> SAEEvaluation:
         | {k: v for name, value in metrics.items() for k, v in around(name, value).items()}
         for arm in ARMS[1:]
     ]
-    return SAEEvaluation(pd.DataFrame(rows), pd.DataFrame(), SOURCE, TARGET)
+    table = pd.DataFrame(rows).assign(n_tokens=20_000, n_documents=80)
+    return SAEEvaluation(table, pd.DataFrame(), SOURCE, TARGET)
 
 
 def history(arms: tuple[str, ...]) -> pd.DataFrame:
@@ -294,6 +304,7 @@ def initialisation() -> SAEInitialisation:
         "thresholds": threshold_table(
             history(arms), [0.5, 0.95], {"scratch": 0.0, "transferred": 1e6, "rotated": 0.0}
         ),
+        "n_held_out": 4096,
     }
     fields = inspect.signature(SAEInitialisation).parameters.values()
     return SAEInitialisation(
@@ -335,7 +346,8 @@ def stitch_loss() -> StitchLoss:
         for route in ("A→B", "B→A")
         for i, arm in enumerate(("own", "mean", "zero", "stitched", "shuffled", "token"))
     ]
-    return StitchLoss(pd.DataFrame(rows), pd.DataFrame(), SOURCE, TARGET)
+    table = pd.DataFrame(rows).assign(n_tokens=20_000, n_documents=80)
+    return StitchLoss(table, pd.DataFrame(), SOURCE, TARGET)
 
 
 def comparison() -> SolverComparison:
@@ -352,7 +364,7 @@ def comparison() -> SolverComparison:
         }
         for solver, way in itertools.product(("ridge", "procrustes"), ("up", "down"))
     ]
-    return SolverComparison(pd.DataFrame(rows))
+    return SolverComparison(pd.DataFrame(rows).assign(n=1000))
 
 
 def grid() -> SimpleNamespace:
@@ -376,7 +388,7 @@ def page() -> FeaturePage:
     )
 
 
-def features() -> Any:
+def features() -> FeatureEvaluation:
     rng = np.random.default_rng(0)
     names = (
         "attribution_r",
@@ -404,19 +416,26 @@ def features() -> Any:
             "model": model,
             "layer": 3,
             "head": head,
-            "effect": 0.02,
-            "effect_chosen": 0.02,
-            "effect_reported": 0.02,
+            "effect_choosing": 0.02,
+            "effect_random": 0.01,
+            "n_examples": 64,
         }
+        | around("effect", 0.02, 0.01, ends=("low", "high"))
         for f, model, head in itertools.product((0, 1), ("source", "target"), (0, 1))
     ]
-    return SimpleNamespace(
-        table=table,
-        live=table,
-        attention=pd.DataFrame(heads),
-        entropy_share_random=(0.02, 0.02),
-        source="small",
-        target="large",
+    contexts, tokens = TopContexts(60, 1, 1), OutputTokens(torch.zeros(60, 2), torch.zeros(60, 2))
+    return FeatureEvaluation(
+        table,
+        pd.DataFrame(heads),
+        "small",
+        "large",
+        SOURCE,
+        TARGET,
+        20_000,
+        "logits",
+        (0.02, 0.02),
+        (contexts, contexts),
+        (tokens, tokens),
     )
 
 
@@ -447,21 +466,13 @@ def matches() -> FeatureMatches:
 
 
 def calibration() -> Calibration:
-    return Calibration(
-        1.5, 0.1, 0.1, pd.DataFrame({"scale": [0.0, 1.0, 2.0], "damage": [0.0, 0.05, 0.2]})
-    )
+    curve = pd.DataFrame({"scale": [0.0, 1.0, 2.0], "damage": [0.0, 0.05, 0.2]})
+    return Calibration(1.5, 0.1, 0.1, curve, n_texts=16)
 
 
 def training() -> SAETraining:
-    return SAETraining(
-        None, history(("this run",)).drop(columns=["arm", "seed"]), 1.0, torch.zeros(3), SOURCE
-    )
-
-
-def of(name: str) -> Any:
-    from lrt_lens.adapters.saes import FeatureEvaluation
-
-    return getattr(FeatureEvaluation, name)(features())
+    runs = history(("this run",)).drop(columns=["arm", "seed"])
+    return SAETraining(None, runs, 1.0, torch.zeros(3), SOURCE, n_held_out=4096)
 
 
 def layer_choice() -> LayerChoice:
@@ -477,7 +488,8 @@ def layer_choice() -> LayerChoice:
         for source in range(2)
         for target in range(3)
     ]
-    return LayerChoice(pd.DataFrame(rows), "vector", "fidelity of reading × gain")
+    table = pd.DataFrame(rows).assign(n_texts=96)
+    return LayerChoice(table, "vector", "fidelity of reading × gain")
 
 
 def label_savings() -> LabelSavings:
@@ -552,9 +564,10 @@ FIGURES: dict[str, Any] = {
         SimpleNamespace(source_hook=SOURCE, target_hook=TARGET, scores=SCORES)
     ),  # type: ignore[arg-type]
     "FeaturePage": lambda: page().figure(),
-    "FeatureEvaluation": lambda: of("figure"),
-    "FeatureEvaluation fidelity": lambda: of("fidelity_figure"),
-    "FeatureEvaluation entropy": lambda: of("entropy_figure"),
+    "FeatureEvaluation": lambda: features().figure(),
+    "FeatureEvaluation fidelity": lambda: features().fidelity_figure(),
+    "FeatureEvaluation entropy": lambda: features().entropy_figure(),
+    "FeatureEvaluation attention": lambda: features().attention_figure(),
     "Calibration": lambda: calibration().figure(),
 }
 
@@ -625,6 +638,59 @@ def is_of_names(figure: go.Figure, name: str) -> bool:
         )[:5]
     ]
     return bool(values) and all(isinstance(value, str) for value in values)
+
+
+COUNTS = {
+    "SteeringEvaluation": "48 items, 16 neutral texts",
+    "SteeringEvaluation curves": "48 items, 16 neutral texts",
+    "SteeringEvaluation damage": "48 items, 16 neutral texts",
+    "TransferComparison": "48 items, 16 neutral texts",
+    "TransferComparison mean": "48 items, 16 neutral texts",
+    "AblationEvaluation": "32 continuations",
+    "ClampEvaluation": "32 continuations per arm",
+    "CodeMapEvaluation": "120 test documents, 9 features",
+    "ConceptTransfer": "48 items, 16 neutral texts",
+    "ConceptTransfer beta": "48 items",
+    "ConceptTransfer weak_to_strong": "48 items",
+    "ConceptInterpolation": "2 draws per point, 50 held-out pairs",
+    "DecoderGeometry": "50 features, 1 draw of random rows",
+    "FamilyBaselines": "20 items, 50 test texts",
+    "FeatureMatches": "30 pairs of features, 1,000 test tokens",
+    "ProbeEvaluation": "100 test texts",
+    "SparseProbeEvaluation": "100 test texts",
+    "PropensityEvaluation": "40 test prompts per task",
+    "SAEEvaluation": "20,000 tokens, 80 documents",
+    "SAEInitialisation": "1 seed, 4,096 held-out tokens",
+    "SAEInitialisation savings": "1 seed, 4,096 held-out tokens",
+    "SAEScaling": "1 seed, 2 widths",
+    "SAETraining": "4,096 held-out tokens",
+    "LabelSavings": "20 held-out pairs",
+    "LayerChoice": "96 texts",
+    "MapDiagnostics": "200 fitting rows",
+    "StitchLoss": "20,000 tokens, 80 documents",
+    "SolverComparison": "1 hook pair, 1,000 fitting tokens",
+    "SolverComparison r2": "1 hook pair, 1,000 fitting tokens",
+    "StitchGrid": "1,000 fitting tokens",
+    "StitchGrid chosen": "1,000 fitting tokens",
+    "Survey": "1,000 fitting tokens",
+    "Stitch": "1,000 fitting tokens",
+    "FeaturePage": "2 contexts, 6 tokens",
+    "FeatureEvaluation": "60 features, 20,000 positions",
+    "FeatureEvaluation fidelity": "60 features, 20,000 positions",
+    "FeatureEvaluation entropy": "60 features, 20,000 positions",
+    "FeatureEvaluation attention": "2 features, 64 examples of each",
+    "Calibration": "16 neutral texts",
+}
+"""Text after "n =" in the line under the title of each figure."""
+LONGEST_LINE = 58
+"""Number of characters that a phone shows in a line under a title: 390 pixels at 12 pixels."""
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_its_line_of_counts_says_what_its_numbers_rest_on(name: str) -> None:
+    counts = counts_of(FIGURES[name]())
+    assert counts == f"n = {COUNTS[name]}"
+    assert len(counts) <= LONGEST_LINE
 
 
 def title_of(axis: dict[str, Any]) -> str:

@@ -20,6 +20,7 @@ from lrt_lens.figures._steering import (
 from lrt_lens.figures._template import ARM_STYLES, NEUTRAL, hook_order, ordered_arms, with_counts
 from lrt_lens.models import short_hook
 from lrt_lens.stitching._pair_table import heat_of_pairs
+from tests.figures.counts import counts_of
 
 CONCEPT = "sycophancy"
 SOURCES = ["hook_embed", "blocks.0.hook_resid_pre", "blocks.10.hook_resid_post"]
@@ -206,17 +207,12 @@ def test_a_grid_opens_on_gain_where_it_is_known_and_reads_like_the_table() -> No
     )
 
 
-def _counts_of(figure: go.Figure) -> str:
-    """Return the line of counts under the title of a figure."""
-    return str(figure.layout.title.subtitle.text).split("<br>")[0]
-
-
 def test_the_title_of_a_grid_says_how_many_tokens_fitted_it() -> None:
-    assert _counts_of(grid_figure(_scores())) == "n = 1,000 fitting tokens"
+    assert counts_of(grid_figure(_scores())) == "n = 1,000 fitting tokens"
     surveyed = _scores().assign(n_tokens=[20_000] * 3 + [84_000] * 3)
-    assert _counts_of(grid_figure(surveyed)) == "n = 20,000–84,000 fitting tokens"
+    assert counts_of(grid_figure(surveyed)) == "n = 20,000–84,000 fitting tokens"
     unknown = _scores().drop(columns="n_tokens")
-    assert "n =" not in _counts_of(grid_figure(unknown))
+    assert "n =" not in counts_of(grid_figure(unknown))
 
 
 def test_counts_stand_under_a_title_and_unknown_ones_are_left_out() -> None:
@@ -229,6 +225,10 @@ def test_counts_stand_under_a_title_and_unknown_ones_are_left_out() -> None:
     assert figure.layout.height == 300 + figure.layout.margin.t - 64
     alone = with_counts(go.Figure(layout_title="Title"), {"items": 3})
     assert alone.layout.title.subtitle.text == "n = 3 items"
+    single = with_counts(
+        go.Figure(layout_title="Title"), {"draws of rows": 1, "hook pairs": (1, 1)}
+    )
+    assert single.layout.title.subtitle.text == "n = 1 draw of rows, 1 hook pair"
     assert with_counts(go.Figure(layout_title="Title"), {"items": 0}).layout.margin.t is None
 
 

@@ -10,6 +10,7 @@ from lrt_lens.errors import HookPointError
 from lrt_lens.stitching import AffineMap
 from lrt_lens.stitching._comparison import COMPARISON_COLUMNS
 from lrt_lens.stitching.solvers import Mean, Procrustes, Ridge
+from tests.figures.counts import counts_of
 
 PAIR = ("blocks.1.hook_resid_post", "blocks.2.hook_resid_post")
 
@@ -45,6 +46,7 @@ def test_the_summary_is_best_first_and_shows_itself(comparison: Any) -> None:
     assert "procrustes" in comparison._repr_html_()
     figure = comparison.figure("r2")
     assert {trace.name for trace in figure.data} >= {"up", "down"}
+    assert counts_of(figure) == f"n = 1 hook pair, {comparison.table['n'][0]:,} fitting tokens"
     assert list(figure.data[0].y) == ["mean", "procrustes", "ridge"]
 
 

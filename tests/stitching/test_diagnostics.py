@@ -16,6 +16,7 @@ from lrt_lens.errors import MismatchError
 from lrt_lens.moments import FIT_PARTS
 from lrt_lens.stitching import AffineMap, map_diagnostics, score_intervals
 from lrt_lens.stitching._diagnostics import condition_number, effective_rank
+from tests.figures.counts import counts_of
 from tests.statistics.explicit_jackknife import explicit_jackknife
 
 PAIR = ("source", "target")
@@ -136,7 +137,9 @@ def test_few_rows_interpolate_and_leave_the_source_singular(
 
 
 def test_numbers_make_a_row_and_the_spectrum_a_table(moments: Any, affine: AffineMap) -> None:
-    diagnostics = map_diagnostics(affine, moments.scatter(PAIR, FIT_PARTS))
+    fit = moments.scatter(PAIR, FIT_PARTS)
+    diagnostics = map_diagnostics(affine, fit)
+    assert counts_of(diagnostics.figure()) == f"n = {int(fit.n):,} fitting rows"
     assert diagnostics.row["rank"] == 9
     assert "singular_values" not in diagnostics.row
     spectrum = diagnostics.spectrum

@@ -139,7 +139,9 @@ class ConceptCurves:
             at_budget = self._at_budget(name, draws, self.budget)
             doubts = joined_flags([effect.flag, at_budget["interval_flag"]])
             row |= at_budget | {"interval_flag": doubts}
-        return row | {"contains": "draws" if is_drawn else self._contains(row)}
+        row["contains"] = "draws" if is_drawn else self._contains(row)
+        curve = draws[0].curve
+        return row | {"n_items": curve.propensity.shape[1], "n_texts": len(curve.n_tokens)}
 
     def _contains(self, row: Mapping[str, Any]) -> str:
         """Return the sources of variation in the intervals of an arm of one vector."""

@@ -43,6 +43,7 @@ from lrt_lens.adapters.concepts._row_maps import RowMap
 from lrt_lens.adapters.concepts._rows import PairRows, cosine, ends_of, known_rows, read_rows
 from lrt_lens.data._contrast import ContrastSet
 from lrt_lens.figures._concept_map import interpolation_figure
+from lrt_lens.figures._template import count_range, with_counts
 from lrt_lens.models._loading import ModelLike
 from lrt_lens.models._pair import ModelPair, model_sides, paired_hooks
 from lrt_lens.statistics._draws import prediction_interval
@@ -99,7 +100,13 @@ class ConceptInterpolation(ShortRepr):
 
     def figure(self) -> Any:
         """Return a plotly figure of the cosine against n/d, one line per arm."""
-        return interpolation_figure(self.summary)
+        summary = self.summary
+        held_out = self.n_held_out.values()
+        counts = {
+            "draws per point": count_range(summary, "n_draws"),
+            "held-out pairs": (min(held_out), max(held_out)) if held_out else None,
+        }
+        return with_counts(interpolation_figure(summary), counts)
 
     def _repr_html_(self) -> str:
         return card(

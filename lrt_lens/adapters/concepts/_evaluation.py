@@ -57,6 +57,8 @@ from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.data._behaviours import answer_contrast
 from lrt_lens.data._contrast import ChoiceItems, ContrastSet
 from lrt_lens.figures import _concept_map as figures
+from lrt_lens.figures._steering import steering_counts
+from lrt_lens.figures._template import with_counts
 from lrt_lens.models._hook_points import depth
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._loading import ModelLike
@@ -117,9 +119,10 @@ class ConceptTransfer(ShortRepr):
     Columns: cosine, norm_ratio, n, d, interpolates, r2, r2_uniform (held out), effect, effect_low,
     effect_high (at β = 1), beta_at_equal_damage, effect_at_equal_damage, low, high,
     fraction_of_native with fraction_low and fraction_high, n_draws, flag, interval_flag (what is
-    doubtful about an interval), contains (what the intervals hold for), and the standard
-    errors that the contrast pairs cause: effect_contrast_error (at β = 1), contrast_error (at equal
-    damage) and fraction_contrast_error.
+    doubtful about an interval), contains (what the intervals hold for), n_items and n_texts
+    (numbers of items and of neutral texts that were measured), and the standard errors that the
+    contrast pairs cause: effect_contrast_error (at β = 1), contrast_error (at equal damage) and
+    fraction_contrast_error.
 
     For ``random``, ``random_matched``, ``shuffled`` and ``noise_source`` (if n > d), ends are where
     a new draw falls, and there is typical_size (root mean square of the effects). The other arms of
@@ -171,12 +174,17 @@ class ConceptTransfer(ShortRepr):
 
         ``"summary"`` shows effects at equal damage if that was measured, else at β = 1.
         """
+        counts, is_equal = steering_counts(self.summary), self.budget is not None
+        # Neutral texts have no part in effects over β.
+        if kind != "summary" or not is_equal:
+            counts.pop("neutral texts")
         if kind == "summary":
-            return figures.concept_summary_figure(
-                self.summary, equal_damage=self.budget is not None
-            )
-        draw = figures.beta_figure if kind == "beta" else figures.weak_to_strong_figure
-        return draw(self.table)
+            figure = figures.concept_summary_figure(self.summary, equal_damage=is_equal)
+        elif kind == "beta":
+            figure = figures.beta_figure(self.table)
+        else:
+            figure = figures.weak_to_strong_figure(self.table)
+        return with_counts(figure, counts)
 
     def _repr_html_(self) -> str:
         return card(

@@ -34,6 +34,7 @@ LAYER_COLUMNS = (
     "auroc",
     "auroc_low",
     "auroc_high",
+    "n_texts",
     "d_prime",
     "split_half",
     "norm_share",
@@ -63,9 +64,10 @@ class LayerChoice:
     - ``rho_read``, ``rho_write``, and ``rho_random``: the same as ``fidelity`` for random
       directions, its control;
     - ``gain_cv``: what `grid.best` chooses by (NaN if token identity is unknown);
-    - ``auroc`` with its 95% interval, ``d_prime``, ``split_half``, ``norm_share``: how well the
-      artefact reads held-out texts on the source, the cosine of the directions of two halves of
-      the texts, and the length of a vector relative to the median state;
+    - ``auroc`` with its 95% interval, ``n_texts``, ``d_prime``, ``split_half``, ``norm_share``: how
+      well the artefact reads held-out texts on the source, the number of these texts, the cosine
+      of the directions of two halves of the texts, and the length of a vector relative to the
+      median state;
     - ``native_auroc``, ``agreement``: the same reading of an artefact learnt on the target, and the
       cosine of the transferred direction to it (NaN without ``target=True``);
     - ``transferred_auroc``: AUROC of the transferred probe on the target's states of held-out texts

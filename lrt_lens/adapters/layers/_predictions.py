@@ -174,6 +174,7 @@ class Predictions:
                 "auroc": auroc.value,
                 "auroc_low": auroc.low,
                 "auroc_high": auroc.high,
+                "n_texts": len(self.source.rows[one[0]]),
                 "d_prime": reading.d_prime,
                 "split_half": reading.split_half,
                 "norm_share": reading.norm_share,

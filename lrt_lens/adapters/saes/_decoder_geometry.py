@@ -39,6 +39,7 @@ from lrt_lens._short_repr import ShortRepr
 from lrt_lens.adapters.saes._feature_matching import FeatureMatches
 from lrt_lens.errors import MismatchError, NonFiniteError
 from lrt_lens.figures._decoder_geometry import decoder_geometry_figure
+from lrt_lens.figures._template import count_range, rows_where, with_counts
 from lrt_lens.statistics._bootstrap import bootstrap_ratio
 from lrt_lens.statistics._draws import prediction_interval
 from lrt_lens.statistics._intervals import Interval, joined_flags
@@ -121,7 +122,13 @@ class DecoderGeometry(ShortRepr):
 
     def figure(self) -> Any:
         """Plotly figure of the residual against chance and of held-out R², per arm."""
-        return decoder_geometry_figure(self.summary)
+        summary = self.summary
+        random = rows_where(summary, "arm", *RANDOM_ARMS)
+        counts = {
+            "features": count_range(summary, "n_features"),
+            "draws of random rows": count_range(random, "draws"),
+        }
+        return with_counts(decoder_geometry_figure(summary), counts)
 
     def _repr_html_(self) -> str:
         return card("DecoderGeometry", table(self.summary))

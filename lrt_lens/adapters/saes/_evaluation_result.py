@@ -23,7 +23,6 @@ from lrt_lens._repr_html import card, note, table
 from lrt_lens._short_repr import ShortRepr
 from lrt_lens.adapters.saes._sae_pass import CodeTally
 from lrt_lens.figures._sae import sae_figure
-from lrt_lens.figures._template import count_range, with_counts
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.statistics._bootstrap import bootstrap_ratio
 from lrt_lens.statistics._draws import prediction_interval
@@ -120,8 +119,7 @@ class SAEEvaluation(ShortRepr):
 
     def figure(self) -> Any:
         """Plotly figure of each metric by arm with its interval."""
-        counts = {unit: count_range(self.table, f"n_{unit}") for unit in ("tokens", "documents")}
-        return with_counts(sae_figure(self.table), counts)
+        return sae_figure(self.table)
 
     def _repr_html_(self) -> str:
         measured = [

@@ -31,6 +31,7 @@ from lrt_lens.data._documents import Documents
 from lrt_lens.data._parts import N_FOLDS, N_PARTS
 from lrt_lens.errors import MismatchError
 from lrt_lens.figures._single_features import matches_figure
+from lrt_lens.figures._template import with_counts
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.moments._placement import available_memory
 from lrt_lens.stitching._stitch import Stitch
@@ -96,7 +97,8 @@ class FeatureMatches:
 
     def figure(self) -> Any:
         """Plotly figure of the correlation on test documents against that on the matching ones."""
-        return matches_figure(self.table)
+        counts = {"pairs of features": len(self.table), "test tokens": self.n_test}
+        return with_counts(matches_figure(self.table), counts)
 
     def _repr_html_(self) -> str:
         pairs = f"{len(self.table)} pairs of {self.n_source} and {self.n_target} live features."

@@ -59,6 +59,7 @@ from lrt_lens.adapters.saes.refit._rows import SAERefit
 from lrt_lens.data._documents import Documents, DocumentSource
 from lrt_lens.errors import MismatchError
 from lrt_lens.figures._sae import initialisation_figure, savings_figure
+from lrt_lens.figures._template import with_counts
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.stitching._stitch import Stitch
 
@@ -99,6 +100,8 @@ class SAEInitialisation(ShortRepr):
     """FLOPs of training the source's SAE; NaN if ``source_sae_tokens`` was not given."""
     n_tokens: int
     """Number of training rows of each run."""
+    n_held_out: int = 0
+    """Number of held-out rows on which runs are measured; 0 if unknown."""
 
     @property
     def summary(self) -> pd.DataFrame:
@@ -159,11 +162,13 @@ class SAEInitialisation(ShortRepr):
         their initial values; ``"savings"``: FLOPs saved over thresholds, with and without the
         source SAE's cost.
         """
-        return (
+        figure = (
             initialisation_figure(self.history, self.cosines)
             if kind == "training"
             else savings_figure(self.savings)
         )
+        counts = {"seeds": len(set(self.history["seed"])), "held-out tokens": self.n_held_out}
+        return with_counts(figure, counts)
 
     def _repr_html_(self) -> str:
         return card(
@@ -252,6 +257,7 @@ def study_sae_initialisation(
         stitch_flops=stitch_flops(stitch),
         source_sae_flops=of_source,
         n_tokens=n_tokens,
+        n_held_out=len(rows.held_out),
     )
 
 

@@ -48,6 +48,7 @@ from lrt_lens.adapters.saes._rows import SAERows
 from lrt_lens.data._documents import Documents
 from lrt_lens.errors import MismatchError
 from lrt_lens.figures._sae_scaling import scaling_figure
+from lrt_lens.figures._template import with_counts
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.stitching._stitch import Stitch
 
@@ -156,7 +157,9 @@ class SAEScaling(ShortRepr):
 
         The first panel is drawn for one bill, the second for all widths and thresholds.
         """
-        return scaling_figure(self.history, self.frontier, self.summary, self.savings, bill=bill)
+        figure = scaling_figure(self.history, self.frontier, self.summary, self.savings, bill=bill)
+        counts = {"seeds": len(set(self.fits["seed"])), "widths": len(set(self.history["width"]))}
+        return with_counts(figure, counts)
 
     def _repr_html_(self) -> str:
         columns = ["bill", "arm", "amplitude", "exponent", "exponent_low", "exponent_high"]

@@ -42,6 +42,7 @@ from lrt_lens.adapters.saes._rows import BUFFER_ROWS, SAERows, refuse_non_finite
 from lrt_lens.data._documents import Documents, DocumentSource
 from lrt_lens.errors import MismatchError
 from lrt_lens.figures._sae import training_figure
+from lrt_lens.figures._template import with_counts
 from lrt_lens.models._belonging import Origin
 from lrt_lens.models._drawing import drawing
 from lrt_lens.models._hook_points import resolve as resolve_hook
@@ -112,6 +113,8 @@ class SAETraining(ShortRepr):
     """Hook point of the rows."""
     seed: int = 0
     """Seed of the weights, the order of rows, and the split of documents."""
+    n_held_out: int = 0
+    """Number of held-out rows on which the history is measured; 0 if unknown."""
 
     def tokens_to(self, explained_variance: float) -> float:
         """Training tokens until held-out explained variance reaches a threshold.
@@ -122,7 +125,8 @@ class SAETraining(ShortRepr):
 
     def figure(self) -> Any:
         """Plotly figure of held-out explained variance against training tokens."""
-        return training_figure(self.history.assign(arm="this run", seed=self.seed))
+        figure = training_figure(self.history.assign(arm="this run", seed=self.seed))
+        return with_counts(figure, {"held-out tokens": self.n_held_out})
 
     def _repr_html_(self) -> str:
         return card(
@@ -202,6 +206,7 @@ def train_sae(
         decoder_cosine=torch.nn.functional.cosine_similarity(start, end, dim=-1),
         hook=rows.hook,
         seed=run.seed,
+        n_held_out=len(rows.held_out),
     )
 
 

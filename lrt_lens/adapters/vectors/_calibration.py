@@ -45,6 +45,7 @@ from lrt_lens.adapters.vectors._steering_hook import Mode, Positions
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.adapters.vectors._strength import Strength
 from lrt_lens.figures._steering import calibration_figure
+from lrt_lens.figures._template import with_counts
 from lrt_lens.models._belonging import Origin, refuse_foreign
 from lrt_lens.models._hooked_model import Handle, HookedModel, load_model
 from lrt_lens.models._loading import ModelLike
@@ -257,7 +258,7 @@ class Calibration(ShortRepr):
         """Return a plotly figure of damage against scale, with scale and flag if there are any."""
         mode = "add" if self.intervention is None else self.intervention.mode
         meaning = _MEANINGS[self.unit]
-        return calibration_figure(
+        figure = calibration_figure(
             self.curve,
             budget=self.budget,
             chosen=self.scale,
@@ -265,6 +266,7 @@ class Calibration(ShortRepr):
             scale=_SCALES[mode],
             flag=self.flag,
         )
+        return with_counts(figure, {"neutral texts": self.n_texts})
 
 
 def calibrate_scale(

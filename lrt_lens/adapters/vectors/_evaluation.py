@@ -158,8 +158,6 @@ def evaluate_steering(
         vectors={arm.name: arm.vector for arm in arms if arm.draw is None},
         contrast_score=score,
         n_spanning=meter.n_spanning,
-        n_items=len(test),
-        n_texts=n_texts,
     )
 
 

@@ -9,7 +9,7 @@ from lrt_lens._repr_html import card, note, table
 from lrt_lens._short_repr import ShortRepr
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.figures import _steering as figures
-from lrt_lens.figures._template import with_counts
+from lrt_lens.figures._template import count_range, with_counts
 from lrt_lens.stitching._stitch import RowScore
 
 _HOW = (
@@ -48,7 +48,8 @@ class SteeringEvaluation(ShortRepr):
     sizes, and p_floor the smallest p-value that so many draws can give.
 
     Others: concept, arm, hook, n_draws, scale, flag (no scale has the damage), interval_flag (what
-    is doubtful about the intervals, such as few independent items; empty if nothing).
+    is doubtful about the intervals, such as few independent items; empty if nothing), n_items and
+    n_texts (numbers of items and of neutral texts that were measured).
     """
     budget: float
     """Damage at which arms are compared, in nats per token."""
@@ -58,10 +59,16 @@ class SteeringEvaluation(ShortRepr):
     """R² of the stitch on the texts of the contrast set; None if these are unknown."""
     n_spanning: int = 0
     """Number of items in which a token spans the end of the prompt; it is scored as one."""
-    n_items: int = 0
-    """Number of items on which arms are compared; 0 if unknown."""
-    n_texts: int = 0
-    """Number of neutral texts on which damage is measured; 0 if unknown."""
+
+    @property
+    def n_items(self) -> int:
+        """Number of items on which arms are compared; 0 if unknown."""
+        return _largest(self.summary, "n_items")
+
+    @property
+    def n_texts(self) -> int:
+        """Number of neutral texts on which damage is measured; 0 if unknown."""
+        return _largest(self.summary, "n_texts")
 
     @property
     def concept(self) -> str:
@@ -75,12 +82,12 @@ class SteeringEvaluation(ShortRepr):
         """
         concept = self.concept
         if kind == "summary":
-            figure = figures.summary_figure(self.summary, concept=concept)
-        elif kind == "curves":
+            return figures.summary_figure(self.summary, concept=concept)
+        if kind == "curves":
             figure = figures.steering_figure(self.table, concept=concept)
         else:
             figure = figures.effect_damage_figure(self.table, concept=concept, budget=self.budget)
-        return with_counts(figure, {"items": self.n_items, "neutral texts": self.n_texts})
+        return with_counts(figure, figures.steering_counts(self.summary))
 
     def _repr_html_(self) -> str:
         legend = (
@@ -96,5 +103,15 @@ class SteeringEvaluation(ShortRepr):
 
 
 def _shown(summary: pd.DataFrame) -> list[str]:
-    """Return the columns of the view in a notebook: errors by source are left out."""
-    return [name for name in summary.columns if not name.endswith("_error") and name != "concept"]
+    """Return the columns of the view in a notebook: those that differ between arms.
+
+    Errors by source are left out.
+    """
+    same = ("concept", "n_items", "n_texts")
+    return [name for name in summary.columns if not name.endswith("_error") and name not in same]
+
+
+def _largest(summary: pd.DataFrame, column: str) -> int:
+    """Return the largest count of a column; 0 if there is none."""
+    counts = count_range(summary, column)
+    return 0 if counts is None else counts[1]

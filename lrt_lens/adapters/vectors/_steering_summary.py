@@ -111,6 +111,9 @@ class SteeringSummary:
         self.arms: dict[str, list[MeasuredArm]] = {}
         for one in measured:
             self.arms.setdefault(one.arm.name, []).append(one)
+        # All vectors are measured on the same items and texts.
+        curve = measured[0].plus
+        self.counts = {"n_items": curve.propensity.shape[1], "n_texts": len(curve.n_tokens)}
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one row per arm, without steering first."""
@@ -122,7 +125,7 @@ class SteeringSummary:
             if name not in REFITS:
                 is_drawn = draws[0].arm.draw is not None
                 rows.append(self._drawn(name, draws) if is_drawn else self._single(name, draws[0]))
-        return rows
+        return [row | self.counts for row in rows]
 
     def _values(self, name: str, quantity: Quantity) -> list[float]:
         return [quantity.value(one, self.budget) for one in self.arms.get(name, [])]

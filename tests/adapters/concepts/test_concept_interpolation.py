@@ -10,6 +10,7 @@ from lrt_lens.errors import MismatchError
 from lrt_lens.models import ModelPair
 from lrt_lens.stitching import Stitch, fit_stitches
 from tests.adapters.concepts.small_concepts import small_concepts
+from tests.figures.counts import counts_of
 
 MOOD, COLOUR = (concept.contrast for concept in small_concepts(28))
 
@@ -78,6 +79,7 @@ def test_every_arm_is_there_for_both_concepts(interpolation: ConceptInterpolatio
     assert len(interpolation.summary) == len(interpolation.table) // 2
     assert "noise_source" in interpolation._repr_html_()
     assert len(interpolation.figure().data) == 20
+    assert counts_of(interpolation.figure()) == "n = 2 draws per point, 7 held-out pairs"
 
 
 def test_the_stitch_is_a_straight_line(interpolation: ConceptInterpolation) -> None:

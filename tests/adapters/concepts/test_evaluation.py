@@ -21,8 +21,10 @@ from lrt_lens.errors import HookPointError, MismatchError
 from lrt_lens.models import ModelPair
 from tests.adapters.concepts.small_concepts import PLACES, small_concepts
 from tests.adapters.vectors.reference import OneRowPerContinuation
+from tests.figures.counts import counts_of
 
 MOOD, COLOUR = small_concepts(12)
+ITEMS = f"n = {len(COLOUR.items)}–{len(MOOD.items)} items per concept"
 ARMS = {
     "source",
     "native",
@@ -90,6 +92,7 @@ def test_p_values_without_a_budget_are_of_the_effects_at_one(
     result = evaluate_concept_transfer(
         pair, [MOOD, COLOUR], source_hook=1, target_hook=2, n_shuffled=4, progress=False, **options
     )
+    assert counts_of(result.figure()) == ITEMS
     rows = result.summary.set_index(["concept", "arm"])
     effects = result.table[result.table["beta"] == 1.0].set_index(["concept", "arm"])["effect"]
     for concept in ("mood", "colour"):
@@ -190,7 +193,9 @@ def test_tables_and_figures_come_from_the_same_rows(result: ConceptTransfer) -> 
     with pytest.raises(ValueError, match="β = 7 was not measured"):
         result.paper_table(7.0)
     for kind in ("summary", "beta", "weak_to_strong"):
-        assert result.figure(kind).data  # type: ignore[arg-type]
+        figure = result.figure(kind)  # type: ignore[arg-type]
+        assert figure.data
+        assert counts_of(figure) == ITEMS + ", 8 neutral texts" * (kind == "summary")
     assert "own_disjoint" in result._repr_html_()
 
 

@@ -21,6 +21,7 @@ from lrt_lens.figures import layer_choice_figure
 from lrt_lens.models import ModelPair
 from lrt_lens.moments import CrossMoments
 from lrt_lens.stitching import Stitch, fidelities_cv, fit_grid, fit_stitches, survey
+from tests.figures.counts import counts_of
 
 CONTRAST = ContrastSet(
     [
@@ -268,6 +269,7 @@ def test_rows_that_were_only_surveyed_come_behind_those_with_a_fidelity(
 
 def test_the_figure_outlines_the_best_pair_above_the_reading(choice: LayerChoice) -> None:
     figure = choice.figure()
+    assert counts_of(figure) == "n = 24 texts"
     assert figure.data[0].type == "heatmap"
     row = choice.table.iloc[0]
     z = np.array(figure.data[0].z)

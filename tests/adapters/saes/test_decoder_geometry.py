@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 import pytest
 import torch
 from sklearn.linear_model import LinearRegression
@@ -20,6 +19,7 @@ from lrt_lens.errors import MismatchError, NonFiniteError
 from lrt_lens.models import ModelPair
 from lrt_lens.stitching import AffineMap, fit_stitches
 from tests.adapters.saes.codes.test_code_map import TinySae
+from tests.figures.counts import counts_of
 
 
 def _unit(*shape: int, seed: int) -> torch.Tensor:
@@ -206,7 +206,11 @@ def test_correlations_are_numpys_and_come_from_other_documents(
 def test_results_show_themselves(matched: tuple[Any, TinySae, TinySae, FeatureMatches]) -> None:
     _, one, other, matches = matched
     found = decoder_geometry(one.W_dec, other.W_dec, matches=matches, n_draws=2)
-    assert isinstance(found.figure(), go.Figure)
+    n = len(matches.table)
+    # The arm index compares all 24 features of both decoders.
+    assert counts_of(found.figure()) == f"n = {n}–24 features, 2 draws of random rows"
+    tokens = f"{matches.n_test:,} test tokens"
+    assert counts_of(matches.figure()) == f"n = {n} pairs of features, {tokens}"
     assert "matched" in found._repr_html_()
     assert "correlation" in matches._repr_html_()
 

@@ -20,6 +20,7 @@ from lrt_lens.adapters.saes._scaling import (
     frontier_of,
 )
 from lrt_lens.errors import MismatchError
+from tests.figures.counts import counts_of
 
 FLOPS = np.geomspace(1e9, 1e12, 24)
 
@@ -211,12 +212,14 @@ def test_savings_under_both_bills() -> None:
         6.0,
         20.0,
         40,
+        n_held_out=512,
     )
     saved = study.savings.set_index(["arm", "share_of_final"])
     assert saved.loc[("transferred", 0.95), "saved"] == pytest.approx(1 - 54 / 108)
     assert saved.loc[("transferred", 0.95), "saved_charged"] == pytest.approx(1 - 74 / 108)
     assert np.isnan(saved.loc[("shuffled", 0.95), "saved"])
     assert {trace.name for trace in study.figure("savings").data} == {"transferred", "shuffled map"}
+    assert counts_of(study.figure("savings")) == "n = 1 seed, 512 held-out tokens"
 
 
 @pytest.fixture(scope="module")
@@ -285,6 +288,7 @@ def test_only_what_an_arm_begins_with_is_on_its_bill(study: SAEScaling) -> None:
 
 def test_a_study_is_shown(study: SAEScaling) -> None:
     for bill in ("training", "stitch", "source_sae"):
+        assert counts_of(study.figure(bill)) == "n = 2 seeds, 2 widths"
         names = {trace.name for trace in study.figure(bill).data}
         assert {
             "24 features",

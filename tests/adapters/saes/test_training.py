@@ -15,6 +15,7 @@ from lrt_lens.adapters.saes._training import tokens_to
 from lrt_lens.bundled import demo_sae
 from lrt_lens.errors import MismatchError, NonFiniteError, TooFewDocumentsError
 from lrt_lens.models import HookedModel
+from tests.figures.counts import counts_of
 
 HOOK = "blocks.1.hook_resid_post"
 D = 12
@@ -58,6 +59,7 @@ def test_training_explains_held_out_rows(trained: Any) -> None:
     assert values.iloc[-1] > 0.6 > values.iloc[0]
     assert list(trained.history["tokens"])[-1] == 12_800
     assert (trained.history["l0"] <= 4).all()
+    assert counts_of(trained.figure()) == "n = 1,000 held-out tokens"
 
 
 def test_the_result_works_on_rows_as_they_are(rows: SAERows, trained: Any) -> None:

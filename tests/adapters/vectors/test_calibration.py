@@ -14,6 +14,7 @@ from lrt_lens.data import ContrastSet
 from lrt_lens.errors import MismatchError
 from lrt_lens.models import HookedModel, ModelPair
 from lrt_lens.models._text_reader import SKIP_FIRST
+from tests.figures.counts import counts_of
 
 CONTRAST = ContrastSet(
     ["the happy cat sang in the garden", "the good boy sang"],
@@ -337,6 +338,7 @@ def test_the_figure_names_the_measure_of_damage_and_the_meaning_of_the_scale(
     other = calibrate_scale(
         pair.source, vector, passages[:4], 0.01, unit="kl", mode="ablate"
     ).figure()
+    assert counts_of(plain) == "n = 4 neutral texts"
     assert "rise of the loss" in str(plain.layout.title)
     assert "KL(unsteered" in str(other.layout.title)
     assert "own length" in plain.layout.xaxis.title.text

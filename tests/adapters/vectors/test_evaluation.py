@@ -16,6 +16,7 @@ from lrt_lens.errors import MismatchError
 from lrt_lens.models import ModelPair
 from lrt_lens.stitching import Stitch, fit_stitches, score_rows
 from tests.adapters.vectors.reference import OneRowPerContinuation
+from tests.figures.counts import counts_of
 
 PLACES = ("house", "garden", "tree", "river", "stone", "bird")
 CONTRAST = ContrastSet(
@@ -132,8 +133,12 @@ def test_tables_have_the_columns_that_results_promise(result: SteeringEvaluation
         result.summary.columns
     )
     assert result.concept == "mood"
+    # A quarter of the items selects the hook point of native_best and is not measured.
+    assert (result.n_items, result.n_texts) == (9, 8)
+    assert set(result.summary["n_items"]) == {9}
     for kind in ("summary", "curves", "damage"):
         assert len(result.figure(kind).data)
+        assert counts_of(result.figure(kind)) == "n = 9 items, 8 neutral texts"
 
 
 def test_the_same_seed_gives_the_same_numbers(

@@ -24,6 +24,7 @@ from lrt_lens.figures import transfer_figure
 from lrt_lens.models import ModelPair
 from lrt_lens.stitching import StitchGrid, fit_stitches
 from tests.adapters.vectors.reference import OneRowPerContinuation
+from tests.figures.counts import counts_of
 
 PLACES = ("house", "garden", "tree", "river", "stone", "bird", "king", "boat")
 CONTRAST = ContrastSet(
@@ -213,6 +214,10 @@ def test_the_figure_shows_the_numbers_of_the_table(comparison: TransferCompariso
     )
     assert list(figure.data[0].y) == list(expected["rule"])
     assert len(comparison.figure().data) == 1
+    assert counts_of(comparison.figure()) == f"n = {len(ITEMS)} items, 12 neutral texts"
+    assert counts_of(figure) == f"n = {len(ITEMS)} items per concept, 12 neutral texts"
+    unknown = expected.drop(columns=["n_items", "n_texts"])
+    assert transfer_figure(unknown).layout.title.subtitle.text is None
     with pytest.raises(ValueError, match="lacks columns"):
         transfer_figure(expected.drop(columns=["difference"]))
     assert "as a fraction of native" in comparison._repr_html_()

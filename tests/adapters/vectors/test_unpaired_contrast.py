@@ -17,6 +17,7 @@ from lrt_lens.models._reading import read_activations
 from lrt_lens.statistics._jackknife import jackknife_error
 from lrt_lens.stitching import Stitch
 from tests.adapters.vectors.test_entry_points import ITEMS
+from tests.figures.counts import counts_of
 
 PLACES = ("house", "garden", "tree", "river", "stone")
 SIZES = ("big", "little")
@@ -168,7 +169,7 @@ def test_evaluate_steering_takes_unequal_lists(twins: ModelPair, stitch: Stitch)
     assert "contrast pairs" in str(summary.loc["transferred"].to_dict())
     counts = f"n = {result.n_items} items, {result.n_texts} neutral texts"
     for kind in ("summary", "curves", "damage"):
-        assert result.figure(kind).layout.title.text.endswith(counts)
+        assert counts_of(result.figure(kind)) == counts
     assert 0 < result.n_items < len(ITEMS)
     assert 0 < result.n_texts <= 15
 

@@ -39,6 +39,7 @@ from lrt_lens.data._documents import Documents
 from lrt_lens.data._parts import N_FOLDS, N_TEST_GROUPS
 from lrt_lens.errors import TooFewDocumentsError
 from lrt_lens.figures._code_map import code_map_figure
+from lrt_lens.figures._template import count_range, with_counts
 from lrt_lens.models._belonging import refuse_other_map
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.moments._scatter import r2_of
@@ -64,8 +65,8 @@ class CodeMapEvaluation(ShortRepr):
     """One row per arm.
 
     Columns: arm, r2, r2_low, r2_high, r2_uniform, r2_uniform_low, r2_uniform_high (95% intervals by
-    the jackknife over groups of test documents, with their tokens as sizes), fvu, n_tokens, flag
-    (why the intervals may be too short, or empty).
+    the jackknife over groups of test documents, with their tokens as sizes), fvu, n_tokens and
+    n_documents (of the test fold), flag (why the intervals may be too short, or empty).
     """
     features: pd.DataFrame = field(repr=False)
     """One row per feature; empty if no texts were given.
@@ -104,7 +105,11 @@ class CodeMapEvaluation(ShortRepr):
 
     def figure(self) -> Any:
         """Plotly figure of the R² of the maps and the agreement of features under both maps."""
-        return code_map_figure(self.table, self.features)
+        counts = {
+            "test documents": count_range(self.table, "n_documents"),
+            "features": len(self.features),
+        }
+        return with_counts(code_map_figure(self.table, self.features), counts)
 
     def _repr_html_(self) -> str:
         return card(
@@ -267,7 +272,8 @@ def _table(
                 f"{name}_low": float(interval.low[index]),
                 f"{name}_high": float(interval.high[index]),
             }
-        rows.append(row | {"fvu": 1 - row["r2"], "n_tokens": int(counts.sum()), "flag": flag})
+        sizes = {"n_tokens": int(counts.sum()), "n_documents": sum(documents)}
+        rows.append(row | {"fvu": 1 - row["r2"]} | sizes | {"flag": flag})
     return pd.DataFrame(rows)
 
 

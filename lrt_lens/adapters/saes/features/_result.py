@@ -34,6 +34,7 @@ from lrt_lens.figures._features import (
     entropy_figure,
     fidelity_figure,
 )
+from lrt_lens.figures._template import count_range, with_counts
 from lrt_lens.statistics._bootstrap import FEW, bootstrap_mean
 from lrt_lens.statistics._correlations import bootstrap_rank_correlation
 from lrt_lens.statistics._intervals import NOTHING, Interval, joined_flags, t_quantile
@@ -222,27 +223,38 @@ class FeatureEvaluation(ShortRepr):
         It shows all features against the baselines, and semantic against structural features, as
         Stitching (arXiv 2506.06609), figures 4 and 14.
         """
-        return attribution_figure(self.table)
+        return with_counts(attribution_figure(self.table), self._counts(self.table))
 
     def fidelity_figure(self) -> Any:
         """Figure of attribution correlations against ρ_write and ρ_read, one point per feature."""
-        return fidelity_figure(self.live)
+        return with_counts(fidelity_figure(self.live), self._counts(self.live))
+
+    def _counts(self, shown: pd.DataFrame) -> dict[str, int]:
+        """Return the numbers of features with an attribution correlation, and of positions."""
+        return {"features": len(_known(shown["attribution_r"])), "positions": self.n_tokens}
 
     def entropy_figure(self) -> Any:
         """Figure of largest activations and entropy shares, before and after transfer.
 
         Source: Stitching, figure 5a.
         """
-        return entropy_figure(
+        figure = entropy_figure(
             self.table, self.entropy_share_random, names=(self.source, self.target)
         )
+        n_active = int((np.asarray(self.table["max_activation_source"]) > 0).sum())
+        return with_counts(figure, {"features": n_active, "positions": self.n_tokens})
 
     def attention_figure(self) -> Any:
         """Figure of effects on attention to BOS, head by head, before and after transfer.
 
         Source: Stitching, figures 5b and 16.
         """
-        return attention_figure(self.attention, names=(self.source, self.target))
+        figure = attention_figure(self.attention, names=(self.source, self.target))
+        counts = {
+            "features": len(set(self.attention["feature"])),
+            "examples of each": count_range(self.attention, "n_examples"),
+        }
+        return with_counts(figure, counts)
 
     def page(self, index: int) -> FeaturePage:
         """Page of one feature: scores, strongest contexts in both models, output tokens.

@@ -4,7 +4,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 import pytest
 import torch
 from sklearn.metrics import r2_score
@@ -17,6 +16,7 @@ from lrt_lens.models import ModelPair
 from lrt_lens.moments._block_rows import block_rows
 from lrt_lens.stitching import Stitch, fit_stitches
 from tests.adapters.saes.codes.test_code_map import TinySae
+from tests.figures.counts import counts_of
 
 OPTIONS: dict[str, Any] = {"context_length": 32, "progress": False}
 
@@ -35,9 +35,10 @@ def test_scores_are_scikit_learns_on_rows_of_the_test_fold(
 ) -> None:
     stitch, sae, codes = fitted
     found = evaluate_code_map(pair, stitch, sae, codes, corpus, **OPTIONS)
-    x, y = [], []
+    x, y, n_documents = [], [], 0
     for block in iterate_blocks(corpus, pair.source, BlockPlan(context_length=32)):
         if block.part >= N_FOLDS:
+            n_documents += block.n_documents
             x.append(block_rows(pair.source, [stitch.source_hook], block, 4096)[stitch.source_hook])
             y.append(block_rows(pair.target, [stitch.target_hook], block, 4096)[stitch.target_hook])
     rows, truth = torch.cat(x), torch.cat(y).double().numpy()
@@ -58,6 +59,8 @@ def test_scores_are_scikit_learns_on_rows_of_the_test_fold(
         )
         assert row["r2_low"] < row["r2"] < row["r2_high"]
         assert row["n_tokens"] == len(truth)
+        assert row["n_documents"] == n_documents
+    assert counts_of(found.figure()) == f"n = {n_documents} test documents"
     assert found.features.empty
     assert found.summary.empty
 
@@ -90,7 +93,7 @@ def test_features_are_compared_by_direction_and_by_effect(
     assert measured["agreement, s2l − l2l"] == pytest.approx(
         float((expected - plain).mean()), abs=1e-5
     )
-    assert isinstance(found.figure(), go.Figure)
+    assert counts_of(found.figure()).endswith(" test documents, 3 features")
     assert "s2l" in found._repr_html_()
 
 

@@ -19,6 +19,7 @@ from lrt_lens.data import N_FOLDS, BlockPlan, DocumentSource, cut_windows, docum
 from lrt_lens.errors import HookPointError, MismatchError, TooFewDocumentsError
 from lrt_lens.models import ModelPair
 from lrt_lens.stitching import AffineMap, MapPair, Stitch, StreamStatistics
+from tests.figures.counts import counts_of
 
 HOOK, TARGET_HOOK = "blocks.0.hook_resid_post", "blocks.1.hook_resid_post"
 QUIET: dict[str, Any] = {
@@ -238,7 +239,14 @@ def test_result_shows_itself_and_names_what_is_missing(
         result.attention_figure(),
     ):
         assert figure.data
+    n_known = int(result.table["attribution_r"].notna().sum())
+    assert counts_of(result.figure()) == f"n = {n_known} features, {result.n_tokens:,} positions"
+    n_active = int((result.table["density_source"] > 0).sum())
+    assert counts_of(result.entropy_figure()).startswith(f"n = {n_active} features, ")
     page = result.page(int(result.live["feature"].iloc[0]))
+    contexts = [one for role in page.contexts.values() for one in role]
+    n_tokens = sum(len(one.tokens) for one in contexts)
+    assert counts_of(page.figure()) == f"n = {len(contexts)} contexts, {n_tokens} tokens"
     context = page.contexts["source"][0]
     assert context.source[context.peak] == pytest.approx(
         result.table["max_activation_source"][page.index], rel=1e-4
