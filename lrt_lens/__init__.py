@@ -44,6 +44,7 @@ _PACKAGES = (
     "adapters.concepts",
     "adapters.layers",
     "diffing",
+    "updates",
     "serving",
     "baselines",
     "bundled",

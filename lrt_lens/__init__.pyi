@@ -9,6 +9,7 @@ from . import models as models
 from . import moments as moments
 from . import serving as serving
 from . import stitching as stitching
+from . import updates as updates
 from .adapters.concepts import ConceptMap as ConceptMap
 from .adapters.layers import choose_layers as choose_layers
 from .adapters.probes import LinearProbe as LinearProbe
@@ -44,6 +45,7 @@ from .stitching import fit_stitches as fit_stitches
 from .stitching import solvers as solvers
 from .stitching import survey as survey
 from .stitching.solvers import Ridge as Ridge
+from .updates import update as update
 
 __version__: str
 

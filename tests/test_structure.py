@@ -53,6 +53,7 @@ ORDER = (
     "adapters.concepts",
     "adapters.layers",
     "diffing",
+    "updates",
     "serving",
     "baselines",
     "bundled",

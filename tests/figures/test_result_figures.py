@@ -680,6 +680,7 @@ COUNTS = {
     "FeatureEvaluation entropy": "60 features, 20,000 positions",
     "FeatureEvaluation attention": "2 features, 64 examples of each",
     "Calibration": "16 neutral texts",
+    "ModelDiff": "1,000 tokens",
 }
 """Text after "n =" in the line under the title of each figure."""
 LONGEST_LINE = 58
