@@ -516,7 +516,7 @@ def test_export_writes_a_file_for_another_program_and_checks_it(
     assert record["checks"][0]["passed"]
     for arguments, match in (
         (["--to", "neuronpedia", "--mode", "ablate"], "cannot express mode 'ablate'"),
-        (["--to", "llama.cpp", "--check"], "check needs model"),
+        (["--to", "llama.cpp", "--check"], "--check needs --model"),
         (["--to", "llama.cpp", "--scale", "nan"], "expected a finite number"),
         (["--to", "llama.cpp", "--damage", "0.1"], "model or neutral is missing"),
     ):

@@ -67,7 +67,7 @@ _DESCRIPTION = """Use what is learnt inside a small language model in a large on
 
 Exit status: 0 if the work is done; 1 for what you can mend (a file, a full disk), with one line
 that says how; 2 for an option that cannot be read; 130 after Ctrl-C, 143 after SIGTERM and 129 if
-the terminal was closed. A bug keeps its traceback."""
+the terminal was closed. A bug keeps its traceback. `lrt-lens --version` prints the version."""
 """First lines of ``lrt-lens --help``."""
 _OPTIONS_BY_PYTHON = {
     "another checkpoint folder, or remove_checkpoints(folder) to begin again": (
@@ -90,6 +90,11 @@ _OPTIONS_BY_PYTHON = {
         "choose one with --at, or take all with lrt-lens import"
     ),
     "give model= too": "give --model too",
+    "(to go the other way use stitch.reversed())": (
+        "(lrt-lens transfer --reverse goes the other way)"
+    ),
+    "or give wait= seconds": "or give --wait SECONDS",
+    "folds='all' reads": "--folds all reads",
 }
 """Remedies in the words of the Python API, with the options that replace them."""
 

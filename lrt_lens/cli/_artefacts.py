@@ -3,7 +3,7 @@
     load_artefact("learnt")              # SteeringVector, LinearProbe or SAELens SAE
     load_stitch("stitches")              # the stitch of a run of `lrt-lens fit`
 
-Limits: SAEs are folders of SAELens; its releases on the hub are loaded in Python.
+Limits: an SAE of SAELens is read in float32 on the CPU.
 """
 
 from pathlib import Path
@@ -28,18 +28,23 @@ def load_stitch(path: str) -> "Stitch":
     return Stitch.from_pretrained(str(place))
 
 
-def load_artefact(path: str, *, at: int | str | None = None, model: Any = None) -> Any:
+def load_artefact(
+    path: str, *, at: int | str | None = None, sae_id: str | None = None, model: Any = None
+) -> Any:
     """Return the vector, probe or SAE of a path; its kind is recognised from the file.
 
     Args:
         path: file or folder of ours, of SAELens or of a program with vectors, the folder of a run,
             or a hub id of a vector.
         at: hook point of a file of several vectors, or of a tensor alone.
+        sae_id: SAE of the release of SAELens, or of the folder of several SAEs, that ``path`` is.
         model: the model of a vector.
 
     Raises:
         ValueError: it is something else.
     """
+    if sae_id is not None:
+        return load_sae(path, sae_id)
     place = artefact_at(path)
     kind = kind_at(place) if place.exists() else "vector"
     if kind in ("probe", "exported probe"):
@@ -67,8 +72,22 @@ def load_probe(path: str) -> "LinearProbe":
     return load(place.parent if place.name == "probe.json" else place)
 
 
-def load_sae(path: str) -> Any:
-    """Return the SAE in a folder of SAELens, in float32 on the CPU."""
+def load_sae(path: str, sae_id: str | None = None) -> Any:
+    """Return an SAE of SAELens, in float32 on the CPU.
+
+    Args:
+        path: a folder of SAELens; with ``sae_id`` a release or hub repository of SAELens, or a
+            folder of several SAEs.
+        sae_id: name of the SAE in the release, or of its folder.
+
+    Raises:
+        ValueError: it is something else, or the release has no such SAE.
+        OSError: the hub cannot be reached, and the cache has no copy.
+    """
+    if sae_id is not None:
+        if not Path(path).is_dir():
+            return _released_sae(path, sae_id)
+        path = str(Path(path) / sae_id)
     place = _of_kind(path, ("SAE",), "an SAE (a folder of SAELens with cfg.json)")
     if not place.is_dir():
         raise ValueError(f"{path!r} is no folder; expected a folder of SAELens with cfg.json")
@@ -77,6 +96,27 @@ def load_sae(path: str) -> Any:
 
     sae = SAE.load_from_disk(place, device="cpu", dtype="float32")
     return sae.eval().requires_grad_(requires_grad=False)
+
+
+def _released_sae(release: str, sae_id: str) -> Any:
+    """Return an SAE of a release of SAELens, or of a hub repository in its layout."""
+    # Imported late, because it takes seconds.
+    from sae_lens import SAE
+
+    try:
+        sae: Any = SAE.from_pretrained(release, sae_id, device="cpu")
+    except OSError as error:
+        raise OSError(
+            f"the SAE {sae_id!r} of {release!r} is not in the cache, and the hub has no such file "
+            f"or cannot be reached ({str(error).partition('. ')[0]}); check both names and the "
+            "connection, or give a local folder of SAELens (SAE.save_model writes one)"
+        ) from error
+    except ValueError as error:
+        raise ValueError(
+            f"SAELens has no SAE {sae_id!r} of {release!r} ({error}); give the release and the id "
+            "of its list of pretrained SAEs, or OWNER/NAME of a hub repository"
+        ) from error
+    return sae.float().eval().requires_grad_(requires_grad=False)
 
 
 def _of_kind(path: str, kinds: tuple[str, ...], expected: str) -> Path:

@@ -65,7 +65,7 @@ class Calibrate(ModelOptions):
         self.check_numbers()
         neutral, vector = read_texts(self.neutral), load_vector(self.vector, at=self.at)
         self.check_model(self.model)
-        start_run(self.out, ["vector.safetensors"])
+        start_run(self.out, self, ["vector.safetensors"])
         calibration = calibrate_scale(
             self.load_model(self.model),
             vector,

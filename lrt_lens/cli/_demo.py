@@ -48,7 +48,7 @@ class Demo(Command):
         checked_numbers(
             n_tokens=self.n_tokens, n_random=self.n_random, damage=self.damage, seed=self.seed
         )
-        start_run(self.out)
+        start_run(self.out, self)
         result = run_demo(
             n_tokens=self.n_tokens,
             damage=self.damage,

@@ -41,7 +41,7 @@ class EvaluateProbe(PairOptions):
     """File of a probe of the source, or the folder of its run; by default one is fitted here."""
     test_texts: str | None = None
     """File with labelled texts to test on; by default a share of the texts."""
-    out: Path = Path("evaluation")
+    out: Path = Path("probe-evaluation")
     """Folder for the results."""
     text_field: str = "text"
     """Column of the texts."""
@@ -87,7 +87,7 @@ class EvaluateProbe(PairOptions):
         words = self.recentre in ("train", "none")
         recentre: Any = self.recentre if words else read_texts(self.recentre)
         self.check_models()
-        start_run(self.out)
+        start_run(self.out, self)
         pair = self.load()
         result = evaluate_probe(
             pair,

@@ -35,12 +35,17 @@ class EvaluateSAE(PairOptions):
     stitch: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="STITCH")]
     """Folder of a stitch, folder of a run of `lrt-lens fit`, or hub id."""
     sae: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SAE")]
-    """Folder of SAELens with the source's SAE."""
+    """Folder of SAELens with the source's SAE, or with --sae-id a release of SAELens."""
+    sae_id: str | None = None
+    """Name of the SAE in a release of SAELens, or in a folder of several SAEs."""
     documents: str
     """A file, a folder of files, or the name of a data set."""
     native: str | None = None
-    """Folder of SAELens with an SAE that was trained on the target."""
-    out: Path = Path("evaluation")
+    """Folder of SAELens with an SAE that was trained on the target, or with --native-id a
+    release."""
+    native_id: str | None = None
+    """Name of the SAE in the release, or in the folder, of --native."""
+    out: Path = Path("sae-evaluation")
     """Folder for the results."""
     text_field: str | None = None
     """Column of the texts; by default 'text', 'messages', or the only column with texts."""
@@ -69,10 +74,12 @@ class EvaluateSAE(PairOptions):
         from lrt_lens.data import DocumentSource
 
         self.check_numbers()
-        stitch, sae = load_stitch(self.stitch), load_sae(self.sae)
-        native = None if self.native is None else load_sae(self.native)
+        if self.native_id is not None and self.native is None:
+            raise ValueError("--native-id is given without --native; give the release too")
+        stitch, sae = load_stitch(self.stitch), load_sae(self.sae, self.sae_id)
+        native = None if self.native is None else load_sae(self.native, self.native_id)
         self.check_models()
-        start_run(self.out)
+        start_run(self.out, self)
         pair = self.load()
         result = evaluate_sae(
             pair,

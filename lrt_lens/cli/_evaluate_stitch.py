@@ -46,7 +46,7 @@ class EvaluateStitch(PairOptions):
     """A file, a folder of files, or the name of a data set."""
     moments: Path | None = None
     """Moments of the fit, for the arm token; by default moments.safetensors beside the stitch."""
-    out: Path = Path("evaluation")
+    out: Path = Path("stitch-evaluation")
     """Folder for the results."""
     routes: tuple[Route, ...] = ("A->B", "B->A", "A->B->A", "B->A->B")
     """Routes to measure."""
@@ -88,7 +88,7 @@ class EvaluateStitch(PairOptions):
         )
         token_maps = self._token_map(stitch)
         self.check_models()
-        start_run(self.out)
+        start_run(self.out, self)
         pair = self.load()
         result = evaluate_stitch_loss(
             pair,

@@ -44,7 +44,7 @@ class EvaluateVector(PairOptions):
     """File or folder of texts without the concept, on which damage is measured."""
     contrast: str | None = None
     """File of the texts that the vector was learnt from."""
-    out: Path = Path("evaluation")
+    out: Path = Path("vector-evaluation")
     """Folder for the results."""
     at: int | str | None = None
     """Hook point, or number of a block, of a file that has several vectors or is a tensor alone."""
@@ -85,7 +85,7 @@ class EvaluateVector(PairOptions):
         contrast = None if self.contrast is None else ContrastSet.from_file(self.contrast)
         items, neutral = ChoiceItems.from_file(self.items), read_texts(self.neutral)
         self.check_models()
-        start_run(self.out)
+        start_run(self.out, self)
         pair = self.load()
         settings = SteeringSettings(
             scales=self.scales,

@@ -37,16 +37,18 @@ Format = Literal[
 class Export(Command):
     """Write a steering vector as a file of another program, with a record beside it.
 
+        lrt-lens export calibrated mood.gguf --to llama.cpp
         lrt-lens export mood.safetensors mood.gguf --to llama.cpp --scale 2.3
 
-    With --model, --damage and --neutral the scale is calibrated at the positions that the program
-    steers, and --check compares the file with our hook. `lrt-lens import` reads such files.
+    Any vector can be exported: learnt, transferred, calibrated or imported. With --model, --damage
+    and --neutral the scale is calibrated at the positions that the program steers, and --check
+    compares the file with our hook. `lrt-lens import` reads such files.
     """
 
     words: ClassVar[str] = "export"
 
     vector: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="VECTOR")]
-    """File of a vector, of this or of another program."""
+    """File of a vector, of ours or of another program, or the folder of the run that wrote it."""
     out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
     """File, or folder for --to transformers, that is written."""
     to: Format
@@ -74,9 +76,11 @@ class Export(Command):
         from lrt_lens.serving import FORMATS, check_export, export_vectors, record_path
 
         if self.check and self.model is None:
-            raise ValueError("check needs model=...: the file is compared with our hook in it")
+            raise ValueError("--check needs --model: the file is compared with our hook in it")
         if self.neutral is not None and self.damage is None and not self.check:
-            raise ValueError("neutral is given without damage or check, which measure a damage")
+            raise ValueError(
+                "--neutral is given without --damage or --check, which measure a damage"
+            )
         model = None if self.model is None else load_model(self.model)
         neutral = None if self.neutral is None else read_texts(self.neutral)
         path = export_vectors(

@@ -11,13 +11,14 @@ Limits: weights of models and sums of moments are not read.
 """
 
 import json
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from lrt_lens.cli._kinds import ARTEFACTS, kind_at
+from lrt_lens.cli._kinds import ARTEFACTS, kind_at, words_of_options
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,7 @@ def probe_facts(probe: Any, path: Path) -> PathFacts:
         "threshold": f"set on {probe.n_recentred} unlabelled texts" if probe.n_recentred else None,
     }
     following = f"lrt-lens transfer STITCH {quote(str(path))} --recentre TEXTS"
+    following += " --source SMALL --target LARGE"
     return PathFacts(rows, "" if probe.transferred else following)
 
 
@@ -154,7 +156,7 @@ def _sae(path: Path) -> PathFacts:
 
     config = read_json_file(path / "cfg.json")
     about = config.get("metadata") or {}
-    transferred = about.get("transferred") or {}
+    transferred, refit = about.get("transferred") or {}, about.get("refit")
     rows = {
         "kind": "SAE of SAELens",
         "hook point": about.get("hook_name") or config.get("hook_name"),
@@ -164,11 +166,13 @@ def _sae(path: Path) -> PathFacts:
         "transferred": f"from {transferred.get('source_model')}, {transferred.get('source_hook')}"
         if transferred
         else "no",
+        "refitted": refit and f"on {refit.get('n_rows', 0):,} states of the target",
     }
     shown = quote(str(path))
     if transferred:
         return PathFacts(rows)
-    return PathFacts(rows, f"lrt-lens transfer STITCH {shown} --refit DOCUMENTS")
+    both = "--source SMALL --target LARGE"
+    return PathFacts(rows, f"lrt-lens transfer STITCH {shown} --refit DOCUMENTS {both}")
 
 
 # ----------------------------------------------------------------------------- stitches and moments
@@ -190,9 +194,13 @@ def _stitch(path: Path) -> PathFacts:
         "R² of shuffled pairs": _score(scores, "r2_null"),
         "R² of token identity": _score(scores, "r2_token"),
     }
-    model = _model_word(stitch.source)
-    at = stitch.source_hook
-    return PathFacts(rows, f"lrt-lens learn vector CONTRAST --model {model} --at {at}")
+    return PathFacts(rows, next_of_stitch(stitch))
+
+
+def next_of_stitch(stitch: Any) -> str:
+    """Return the command that learns what a stitch can transfer."""
+    model, at = _model_word(stitch.source), stitch.source_hook
+    return f"lrt-lens learn vector CONTRAST --model {model} --at {at}"
 
 
 def _score(scores: dict[str, Any], name: str) -> str | None:
@@ -228,7 +236,8 @@ def _moments(path: Path) -> PathFacts:
         "null": opened.metadata.get("null"),
     }
     if provenance.shard:
-        return PathFacts(rows, "lrt-lens merge OUT moments-*.safetensors")
+        shards = path.parent / "moments-*.safetensors"
+        return PathFacts(rows, f"lrt-lens merge OUT {shards}")
     if kind_at(path) == "survey":
         return PathFacts(rows, "lrt-lens fit … --pairs SOURCE:TARGET")
     return PathFacts(rows, f"in Python: lrt.CrossMoments.load({str(path)!r}).fit()")
@@ -278,7 +287,10 @@ def _states(path: Path) -> PathFacts:
         "files": n_files,
         "identity": "known" if about.identity else "unknown",
     }
-    return PathFacts(rows, f"lrt-lens fit-states --source MODEL --target {quote(str(path))}")
+    return PathFacts(
+        rows,
+        f"lrt-lens fit-states --source MODEL --target {quote(str(path))} --documents DOCUMENTS",
+    )
 
 
 # -------------------------------------------------------------------------------- results and texts
@@ -291,7 +303,9 @@ def _run(path: Path) -> PathFacts:
         rows |= {k: v for k, v in _results(results).rows.items() if k != "kind"}
     held = [path / name for name in ("stitch", "moments.safetensors", *ARTEFACTS)]
     inner = tuple(one for one in held if one.exists())
-    return PathFacts(rows, f"lrt-lens report {quote(str(path))}", inner)
+    # A page of several runs is the last step.
+    is_page = rows.get("command") == "lrt-lens report"
+    return PathFacts(rows, "" if is_page else f"lrt-lens report {quote(str(path))}", inner)
 
 
 def _results(path: Path) -> PathFacts:
@@ -334,8 +348,7 @@ def _record(path: Path) -> PathFacts:
 
 
 def _options(path: Path) -> PathFacts:
-    with path.open(encoding="utf-8", errors="replace") as file:
-        words = file.readline().removeprefix("# Written by `lrt-lens ").partition("`")[0]
+    words = words_of_options(path)
     following = f"lrt-lens {words} --config {quote(str(path))}"
     return PathFacts({"kind": "options of a run", "command": f"lrt-lens {words}"}, following)
 
@@ -358,7 +371,38 @@ def _model(path: Path) -> PathFacts:
 
 
 def _gguf(path: Path) -> PathFacts:
-    return PathFacts({"kind": "GGUF model of llama.cpp", "bytes": f"{path.stat().st_size:,}"})
+    from lrt_lens.errors import FileFormatError
+
+    with path.open("rb") as file:
+        start = file.read(24)  # b"GGUF", version, number of tensors, number of keys
+    if len(start) < 24:
+        raise FileFormatError(f"{str(path)!r} is a truncated GGUF file; copy it again")
+    version, n_tensors, _ = struct.unpack("<IQQ", start[4:])
+    rows = {
+        "kind": "GGUF model of llama.cpp",
+        "GGUF version": version,
+        "tensors": n_tensors,
+        "bytes": f"{path.stat().st_size:,}",
+    }
+    return PathFacts(rows)
+
+
+def _shards(path: Path) -> PathFacts:
+    files = sorted(path.glob("moments-*-of-*.safetensors"))
+    first = _moments(files[0])
+    rows = first.rows | {"kind": "shards of a fit", "files": len(files)}
+    # These are of one shard.
+    rows = {name: value for name, value in rows.items() if name not in _OF_ONE_SHARD}
+    return PathFacts(rows, first.next)
+
+
+_OF_ONE_SHARD = ("shard", "n tokens", "n documents")
+
+
+def _interrupted(path: Path) -> PathFacts:
+    inner = tuple(sorted(path.glob("checkpoint*/run.safetensors")))
+    rows = {"kind": "folder of a run that is not complete", "checkpoints": len(inner)}
+    return PathFacts(rows, "the command that wrote it; it resumes")
 
 
 def _documents(path: Path) -> PathFacts:
@@ -408,6 +452,8 @@ _FACTS: dict[str, Callable[[Path], PathFacts]] = {
     "model": _model,
     "baked model": _model,
     "GGUF model": _gguf,
+    "shards": _shards,
+    "interrupted run": _interrupted,
     "documents": _documents,
 }
 """Functions that describe a path, by its kind."""

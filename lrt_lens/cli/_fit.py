@@ -295,7 +295,7 @@ class Fit(PairCommand):
         # Shards may share a folder, so each tests its own part of it and not the same file.
         # Before hours of work, not after them.
         if not self.shard:
-            refuse_foreign(self.out)
+            refuse_foreign(self.out, self)
         refuse_unwritable(self._checkpoints(n_passes)[0] if self.shard else self.out)
         if self.restart:
             for folder in self._checkpoints(n_passes):

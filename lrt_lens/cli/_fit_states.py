@@ -50,7 +50,7 @@ class FitStates(PairCommand):
 
         self.check()
         checkpoint = self.out / "checkpoint"
-        refuse_foreign(self.out)
+        refuse_foreign(self.out, self)
         refuse_unwritable(self.out)
         if self.restart:
             remove_checkpoints(checkpoint)

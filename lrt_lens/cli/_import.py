@@ -57,7 +57,7 @@ class Import(ModelOptions):
             self.check_model(self.model)
         model = None if self.model is None else self.load_model(self.model)
         artefacts = self._artefacts(place, kind, model)
-        start_run(self.out, artefacts)
+        start_run(self.out, self, artefacts)
         written = [one.save(self.out / name) for name, one in artefacts.items()]
         facts = [facts_of(path) for path in written]
         rows = [{"file": path.name, **one.known} for path, one in zip(written, facts, strict=True)]

@@ -43,8 +43,14 @@ BY_SCHEMA = {
     "cache": "part of an activation cache",
 }
 """Kind of a file of ours, by its schema without the start and the version."""
+WRITTEN = "# Written by `lrt-lens"
+"""Start of every file of options that a run wrote."""
 _OURS = "lrt_lens."
 """Start of every schema of ours."""
+_PARTS = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
+"""Files that are not documents either, although they are JSON."""
+_ALONE = ("results.json", "run.toml", "directions.safetensors", "probe.json")
+"""Files by which a folder is known, and which have facts of their own."""
 _LARGEST_RECORD = 10**8
 """Most bytes of a file of ours in JSON; what is larger holds documents."""
 ARTEFACTS = ("vector.safetensors", "probe.safetensors", "sae")
@@ -61,9 +67,17 @@ def kind_at(path: Path) -> str:
         for name, kind in IN_FOLDERS.items():
             if (path / name).is_file():
                 return kind
+        if any(path.glob("moments-*-of-*.safetensors")):
+            return "shards"
+        if any(path.glob("checkpoint*/run.safetensors")):
+            return "interrupted run"
         if _has_documents(path):
             return "documents"
-        raise _unknown(path, "a folder of no known kind")
+        held = sorted(one.name for one in path.iterdir() if not one.name.startswith("."))
+        if not held:
+            raise _unknown(path, "an empty folder")
+        more = ", …" if len(held) > 6 else ""
+        raise _unknown(path, f"a folder of no known kind (it holds {', '.join(held[:6])}{more})")
     if not path.is_file():
         raise ValueError(f"no file or folder at {str(path)!r}; check the path")
     return _kind_of_file(path)
@@ -79,12 +93,23 @@ def _kind_of_file(path: Path) -> str:
         return "foreign vector" if _is_control_vector(path) else "GGUF model"
     if kind in ("numpy", "torch"):
         return _foreign(path)
+    if path.name in (*_PARTS, *(name for name in IN_FOLDERS if name not in _ALONE)):
+        whole = str(path.parent)
+        raise _unknown(path, f"a part of a folder (lrt-lens inspect {whole} describes it)")
     if kind == "json":
         return _of_schema(path, _json_schema(path)) or _document_or_foreign(path)
-    with path.open(encoding="utf-8", errors="replace") as file:
-        if file.readline().startswith("# Written by `lrt-lens"):
-            return "options of a run"
+    if words_of_options(path):
+        return "options of a run"
     return _document_or_foreign(path)
+
+
+def words_of_options(path: Path) -> str:
+    """Return the words of the command that wrote a file of options; empty if none did."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        first = file.readline(200)
+    if not first.startswith(WRITTEN):
+        return ""
+    return first.removeprefix(WRITTEN).partition("`")[0].strip()
 
 
 def _of_schema(path: Path, schema: str) -> str:
@@ -144,9 +169,12 @@ def _foreign(path: Path) -> str:
 
 
 def _has_documents(folder: Path) -> bool:
+    """Return whether all files of a folder, except hidden ones, are documents of one kind."""
     from lrt_lens.data._document_files import kind_of
 
-    return any(kind_of(path) is not None for path in folder.iterdir() if path.is_file())
+    files = [one for one in folder.iterdir() if not one.name.startswith(".")]
+    kinds = {kind_of(one) if one.is_file() else None for one in files}
+    return len(kinds) == 1 and None not in kinds
 
 
 def _unknown(path: Path, found: str) -> ValueError:

@@ -12,13 +12,13 @@ from typing import Annotated, ClassVar, Literal
 import tyro
 
 from lrt_lens._terminal import say
-from lrt_lens.cli._models import ModelOptions
+from lrt_lens.cli._learn import LearnOptions
 from lrt_lens.cli._outputs import say_facts, start_run, write_run
 from lrt_lens.cli._texts import read_labelled
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearnProbe(ModelOptions):
+class LearnProbe(LearnOptions):
     """Fit a linear probe on labelled texts, by logistic regression on a model's states.
 
     Writes probe.safetensors, results.json, report.html and run.toml. The file has the columns text
@@ -33,10 +33,6 @@ class LearnProbe(ModelOptions):
     words: ClassVar[str] = "learn probe"
     texts: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="TEXTS")]
     """File with labelled texts, one per row."""
-    model: str
-    """Model on which the probe is fitted: hub id or local folder."""
-    at: int | str
-    """Hook point, or the number of a block for the stream after it."""
     out: Path = Path("probe")
     """Folder for the results."""
     read: Literal["last", "mean", "max", "every"] | int = "last"
@@ -50,14 +46,6 @@ class LearnProbe(ModelOptions):
     chosen."""
     n_folds: int = 5
     """Number of folds over which the penalty is chosen."""
-    short_texts: Literal["drop", "refuse", "unmasked"] = "drop"
-    """Rule for texts that the mask leaves nothing of."""
-    truncation: Literal["left", "right"] | None = None
-    """End that is cut off texts longer than the context; by default they are refused."""
-    skip_first: int = 4
-    """First positions of a text that are not read."""
-    name: str | None = None
-    """Name of the probe in tables; by default that of the file."""
     seed: int = 0
     """Seed of the folds."""
 
@@ -69,18 +57,15 @@ class LearnProbe(ModelOptions):
         self.check_numbers()
         rows = read_labelled(self.texts, self.text_field, self.label_field, self.group)
         self.check_model(self.model)
-        start_run(self.out, ["probe.safetensors"])
+        start_run(self.out, self, ["probe.safetensors"])
         probe = LinearProbe.fit(
             self.load_model(self.model),
             rows.texts,
             rows.labels,
-            at=self.at,
+            **self.reading,
             read=self.read,
             groups=rows.groups,
             n_folds=self.n_folds,
-            skip_first=self.skip_first,
-            short_texts=self.short_texts,
-            truncation=self.truncation,
             name=self.name or Path(self.texts).name.split(".")[0],
             seed=self.seed,
         )

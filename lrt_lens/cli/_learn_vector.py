@@ -12,12 +12,12 @@ from typing import Annotated, ClassVar, Literal
 import tyro
 
 from lrt_lens._terminal import say
-from lrt_lens.cli._models import ModelOptions
+from lrt_lens.cli._learn import LearnOptions
 from lrt_lens.cli._outputs import say_facts, start_run, write_run
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearnVector(ModelOptions):
+class LearnVector(LearnOptions):
     """Learn a steering vector from pairs of texts that differ in one concept.
 
     Writes vector.safetensors, results.json, report.html and run.toml. The file of texts has the
@@ -32,10 +32,6 @@ class LearnVector(ModelOptions):
     words: ClassVar[str] = "learn vector"
     contrast: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CONTRAST")]
     """File with the columns positive and negative, one pair of texts per row."""
-    model: str
-    """Model on which the vector is learnt: hub id or local folder."""
-    at: int | str
-    """Hook point, or the number of a block for the stream after it."""
     out: Path = Path("vector")
     """Folder for the results."""
     method: Literal["mean_difference", "principal_component", "lda"] = "mean_difference"
@@ -43,14 +39,6 @@ class LearnVector(ModelOptions):
     linear discriminant analysis."""
     read: Literal["last", "mean", "max"] | int = "last"
     """Token of a text that is read, or how its tokens are pooled."""
-    short_texts: Literal["drop", "refuse", "unmasked"] = "drop"
-    """Rule for pairs with a text that the mask leaves nothing of."""
-    truncation: Literal["left", "right"] | None = None
-    """End that is cut off texts longer than the context; by default they are refused."""
-    skip_first: int = 4
-    """First positions of a text that are neither read nor steered."""
-    name: str | None = None
-    """Name of the vector in tables; by default that of the file."""
 
     def run(self) -> None:
         """Learn the vector, write it, and say what it is."""
@@ -61,21 +49,13 @@ class LearnVector(ModelOptions):
         self.check_numbers()
         contrast = ContrastSet.from_file(self.contrast, name=self.name)
         self.check_model(self.model)
-        start_run(self.out, ["vector.safetensors"])
+        start_run(self.out, self, ["vector.safetensors"])
         learn = {
             "mean_difference": SteeringVector.mean_difference,
             "principal_component": SteeringVector.principal_component,
             "lda": SteeringVector.lda,
         }[self.method]
-        vector = learn(
-            self.load_model(self.model),
-            contrast,
-            at=self.at,
-            read=self.read,
-            short_texts=self.short_texts,
-            truncation=self.truncation,
-            skip_first=self.skip_first,
-        )
+        vector = learn(self.load_model(self.model), contrast, **self.reading, read=self.read)
         path = vector.save(self.out / "vector.safetensors")
         facts = vector_facts(vector, path)
         report = write_run(self.out, self, {"artefact": facts.known}, title="Steering vector")

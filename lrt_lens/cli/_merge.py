@@ -49,7 +49,7 @@ class Merge(Command):
         from lrt_lens.stitching.solvers._ridge import Ridge
 
         solver = Ridge(alpha=self.alpha, standardize=self.standardize)
-        start_run(self.out)
+        start_run(self.out, self)
         moments = merge_shards(
             self.shards, placement=self.placement, placement_folder=self.placement_folder
         )

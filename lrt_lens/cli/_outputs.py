@@ -1,12 +1,12 @@
 """Files and tables that the commands write: results.json, report.html and run.toml.
 
-    refuse_foreign(out, ["vector.safetensors"])                # before the work
+    refuse_foreign(out, command, ["vector.safetensors"])       # before the work
     write_run(out, command, {"grid": scores}, html)            # after it
     write_outputs(out, command, grid, ("small", "large"))      # the same with the best stitch
 
 Problem: a run must be read, shown and repeated later, and a folder may hold somebody's own files.
 Mechanism: three files with fixed names, each written as a whole; a file of that name that no
-command wrote is refused before any work.
+command wrote, and the results of another command, are refused before any work.
 
 Limits: a grid of many hook pairs is printed in part; the report and results.json hold all.
 """
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from lrt_lens._terminal import print_table, say
 from lrt_lens.cli._command import Command
 from lrt_lens.cli._config import toml_text
+from lrt_lens.cli._kinds import WRITTEN, words_of_options
 from lrt_lens.cli._sections import run_page
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 
 RESULTS, REPORT, OPTIONS = "results.json", "report.html", "run.toml"
 """Names of the files that a run writes."""
-_WRITTEN = "# Written by `lrt-lens"
-"""Start of every file of options that a run wrote."""
+_ALIKE = {"merge": "fit", "fit-states": "fit"}
+"""Commands that write the same results as another one, and may replace them."""
 _SHOWN_PAIRS = 12
 """Number of hook pairs that are printed."""
 _FIT_COLUMNS = [
@@ -75,18 +76,19 @@ def write_options(out: Path, command: Command, name: str = OPTIONS) -> Path:
 
     path = out / name
     text = (
-        f"{_WRITTEN} {command.words}`; repeat: lrt-lens {command.words} --config {name}\n"
+        f"{WRITTEN} {command.words}`; repeat: lrt-lens {command.words} --config {name}\n"
         f"{toml_text(command.words, command.arguments, type(command))}"
     )
     octets = text.encode("utf-8", errors="replace")
     return write_atomically(path, lambda temporary: temporary.write_bytes(octets))
 
 
-def refuse_foreign(out: Path, names: Iterable[str] = ()) -> None:
-    """Raise if a file that a run will write is there, and no run wrote it.
+def refuse_foreign(out: Path, command: Command, names: Iterable[str] = ()) -> None:
+    """Raise if a run would replace a file that no run wrote, or the results of another command.
 
     Args:
         out: folder of the run.
+        command: the command that will write there.
         names: files that it writes besides run.toml, results.json and report.html.
 
     Raises:
@@ -99,6 +101,23 @@ def refuse_foreign(out: Path, names: Iterable[str] = ()) -> None:
                 f"{str(path)!r} was not written by lrt-lens, and this command would replace it; "
                 "choose another --out, or move that file away"
             )
+    words = _words_at(out)
+    if words and _ALIKE.get(words, words) != _ALIKE.get(command.words, command.words):
+        raise ValueError(
+            f"{str(out)!r} holds the results of lrt-lens {words}, and lrt-lens {command.words} "
+            "would replace them; choose another --out, or move that folder away"
+        )
+
+
+def _words_at(out: Path) -> str:
+    """Return the words of the command whose results a folder holds; empty if there are none."""
+    if (out / RESULTS).is_file():
+        words = json.loads((out / RESULTS).read_bytes()).get("command")
+        if words:
+            return str(words)
+    if (out / OPTIONS).is_file():
+        return words_of_options(out / OPTIONS)
+    return ""
 
 
 def _is_ours(path: Path) -> bool:
@@ -135,7 +154,7 @@ def _has_our_results(path: Path) -> bool:
 def is_our_options(path: Path) -> bool:
     """Return whether a run wrote this file of options."""
     with path.open(encoding="utf-8", errors="replace") as file:
-        return file.read(len(_WRITTEN)) == _WRITTEN
+        return file.read(len(WRITTEN)) == WRITTEN
 
 
 _CHECKS: dict[str, Callable[[Path], bool]] = {
@@ -151,6 +170,7 @@ _CHECKS: dict[str, Callable[[Path], bool]] = {
 
 def write_outputs(out: Path, command: Command, grid: "StitchGrid", names: tuple[str, str]) -> None:
     """Write the best stitch, results.json and report.html, and print the scores."""
+    from lrt_lens.cli._facts import next_of_stitch
     from lrt_lens.stitching._fit_report import fit_report
 
     alignment = grid.moments.provenance.alignment
@@ -171,7 +191,8 @@ def write_outputs(out: Path, command: Command, grid: "StitchGrid", names: tuple[
         f"{moments.n_tokens:,} tokens of {moments.provenance.n_documents:,} documents: "
         f"{moments.n_fit:,} for the fit, the others for the test.\n"
         f"{moments.folds.to_string(formatters={'share': '{:.0%}'.format})}\n{best}\n"
-        f"Open {report}; in Python: lrt.Stitch.from_pretrained({str(out / 'stitch')!r})"
+        f"Open {report}; in Python: lrt.Stitch.from_pretrained({str(out / 'stitch')!r})\n"
+        f"next: {next_of_stitch(best)}"
     )
 
 
@@ -189,20 +210,21 @@ def print_best_pairs(scores: "pd.DataFrame", columns: list[str]) -> None:
 # -------------------------------------------------------------------------------- runs of any kind
 
 
-def start_run(out: Path, names: Iterable[str] = ()) -> None:
-    """Check a folder before any work: it can be written, and holds nothing foreign.
+def start_run(out: Path, command: Command, names: Iterable[str] = ()) -> None:
+    """Check a folder before any work: it can be written, and nothing else would be lost.
 
     Args:
         out: folder of the run.
+        command: the command that will write there.
         names: files that it writes besides run.toml, results.json and report.html.
 
     Raises:
-        ValueError: a file of somebody else is in the way.
+        ValueError: a file of somebody else, or the results of another command, are in the way.
         OSError: the folder cannot be written to.
     """
     from lrt_lens._files import refuse_unwritable
 
-    refuse_foreign(out, names)
+    refuse_foreign(out, command, names)
     refuse_unwritable(out)
 
 

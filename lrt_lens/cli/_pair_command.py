@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from lrt_lens.cli._models import PairOptions
+from lrt_lens.cli._windows import WindowOptions
 
 if TYPE_CHECKING:
     from lrt_lens.moments._plan import ModelShape
@@ -22,24 +23,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairCommand(PairOptions):
+class PairCommand(WindowOptions, PairOptions):
     """Options of a command that runs two models on the same documents."""
 
-    documents: str
-    """A file (.txt, .md, .jsonl, .ndjson, .json, .csv, .tsv or .parquet, also with .gz or .zst), a
-    folder of such files, or the name of a data set."""
     out: Path = Path("stitches")
     """Folder for the results."""
-    n_tokens: int = 200_000
-    """Number of tokens to harvest."""
-    max_document_tokens: int | Literal["auto"] | None = "auto"
-    """Most tokens of one document; by default a 200th of --n-tokens, and at least a window."""
-    text_field: str | None = None
-    """Column of the texts; by default 'text', 'messages', or the only column with texts."""
-    group: str | None = None
-    """Column of what belongs together (a book, a conversation) and shares a fold."""
-    context_length: int = 256
-    """Number of tokens per window."""
     source_layers: Annotated[str, tyro.conf.arg(metavar="all|proportional|3,5|HOOK")] = "all"
     """Layers of the source: 'all', 'proportional', or numbers and hook points, separated by
     commas."""
@@ -53,8 +41,6 @@ class PairCommand(PairOptions):
     """Moments of shuffled pairs: in full, as a sketch, or none."""
     moment_dtype: Literal["float32", "float64"] = "float32"
     """Precision in which the moments of a batch are computed; they are added up in float64."""
-    seed: int = 0
-    """Seed of folds and shuffled pairs."""
     file_shares: int | None = None
     """Divide the files into so many shares: each process reads only its own, not all documents."""
     checkpoint_every: float = 120.0
@@ -98,12 +84,7 @@ class PairCommand(PairOptions):
         return {
             "source_layers": layers_of(self.source_layers),
             "target_layers": layers_of(self.target_layers),
-            "n_tokens": self.n_tokens,
-            "max_document_tokens": self.max_document_tokens,
-            "text_field": self.text_field,
-            "group": self.group,
-            "context_length": self.context_length,
-            "seed": self.seed,
+            **self.windows,
             # The Python functions take True for "full for small grids, else a sketch".
             "null": True if self.null == "auto" else self.null,
             "moment_dtype": self.moment_dtype,

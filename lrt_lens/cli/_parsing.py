@@ -17,6 +17,7 @@ from typing import Annotated, Any, Union
 
 import tyro
 
+from lrt_lens._terminal import say
 from lrt_lens.cli._command import Command
 from lrt_lens.cli._config import config_values
 
@@ -37,8 +38,14 @@ def parse(
 
     Raises:
         ValueError: a file of options has an unknown name or a value of another type.
-        SystemExit: help or a completion was printed (0), or an option cannot be read (2).
+        SystemExit: help, the version or a completion was printed (0), or an option cannot be read
+            (2).
     """
+    if list(arguments) == ["--version"]:
+        from lrt_lens import __version__
+
+        say(f"lrt-lens {__version__}")
+        raise SystemExit(0)
     by_words = {kind.words: kind for kind in commands}
     kind, path = _called(arguments, by_words), _config_path(arguments)
     default = None

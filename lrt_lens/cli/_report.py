@@ -48,7 +48,7 @@ class ReportRuns(Command):
         if not self.results:
             raise ValueError("no results are given; name the folders of runs, such as stitches")
         runs = {_name(path, self.results): _read(path) for path in self.results}
-        start_run(self.out)
+        start_run(self.out, self)
         rows = [_row(name, content) for name, content in runs.items()]
         frame = pd.DataFrame(rows)
         sections = [Section("Runs", [Table(frame, caption="Runs on this page")])]
@@ -74,7 +74,14 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_bytes())
     except ValueError as error:
-        raise ValueError(f"{str(file)!r} is no JSON ({error}); run the command again") from error
+        if file.name == RESULTS:
+            raise ValueError(
+                f"{str(file)!r} is damaged ({error}); run the command again"
+            ) from error
+        raise ValueError(
+            f"{str(file)!r} holds no results of a run (it is no JSON); give the folder of the run, "
+            f"such as {str(file.parent)!r}, or its {RESULTS}"
+        ) from error
     schema = content.get("schema_version") if isinstance(content, dict) else None
     if not str(schema).startswith("lrt_lens.results/"):
         raise ValueError(

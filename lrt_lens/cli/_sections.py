@@ -74,6 +74,13 @@ def frame_of(rows: list[dict[str, Any]]) -> "pd.DataFrame":
     return frame
 
 
+def _in_words(value: Any) -> Any:
+    """Return a value of a table of facts: whole numbers without decimals, lists as text."""
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return int(value)
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+
+
 def _is_table(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
 
@@ -99,7 +106,9 @@ def _tables(content: Content, names: list[str]) -> "Iterator[Block]":
         value = content[name]
         if isinstance(value, dict):
             known = {key: item for key, item in value.items() if item not in (None, "")}
-            frame = pd.DataFrame({"": list(known), "value": [str(one) for one in known.values()]})
+            frame = pd.DataFrame(
+                {"": list(known), "value": [_in_words(one) for one in known.values()]}
+            )
             yield Table(frame, caption=_CAPTIONS.get(name, name), open_rows=40)
         elif _is_table(value):
             yield Table(frame_of(value), caption=_CAPTIONS.get(name, name))

@@ -5,20 +5,21 @@
 Limits: only configs and tokenizers are read here; the engine runs in an environment of its own.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from shlex import quote
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
 from lrt_lens._terminal import say
-from lrt_lens.cli._command import Command
 from lrt_lens.cli._outputs import write_options
 from lrt_lens.cli._pair_command import layers_of
+from lrt_lens.cli._windows import WindowOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class States(Command):
+class States(WindowOptions):
     """Write the windows of a harvest for an engine, with a program that computes their states.
 
     Writes windows.jsonl, states.json and run_vllm.py. Run that program in the environment of vLLM
@@ -35,8 +36,6 @@ class States(Command):
 
     model: str
     """Model that the engine runs, a hub id or local folder; only config and tokenizer are read."""
-    documents: str
-    """A file, a folder of files, or the name of a data set, as for `lrt-lens fit`."""
     out: Path = Path("states")
     """New folder, in which the engine puts its files."""
     engine: Literal["vllm"] = "vllm"
@@ -47,18 +46,6 @@ class States(Command):
     """Role of the model in the pair."""
     layers: Annotated[str, tyro.conf.arg(metavar="all|3,5|HOOK")] = "all"
     """Layers that are kept; of a source also the embedding."""
-    n_tokens: int = 200_000
-    """Number of tokens to harvest."""
-    max_document_tokens: int | Literal["auto"] | None = "auto"
-    """Most tokens of one document; by default a 200th of --n-tokens, and at least a window."""
-    text_field: str | None = None
-    """Column of the texts; by default 'text', 'messages', or the only column with texts."""
-    group: str | None = None
-    """Column of what belongs together (a book, a conversation) and shares a fold."""
-    context_length: int = 256
-    """Number of tokens per window."""
-    seed: int = 0
-    """Seed of the folds."""
     prepend_bos: bool | None = None
     """Begin each window with BOS; by default as the tokenizer does."""
 
@@ -82,11 +69,21 @@ class States(Command):
         say(
             f"{request.n_sequences:,} windows of {request.n_tokens:,} tokens in {self.out}; layer"
             f" ids {list(request.layer_ids)} (0 is the embedding, k + 1 the output of block k).\n"
-            f"In the environment of {self.engine}: {request.command}"
+            f"In the environment of {self.engine}: {request.command}\n"
+            f"next: {self._next()}"
         )
 
-    @property
-    def windows(self) -> dict[str, Any]:
-        """Fields of `HarvestSettings` that decide the windows."""
-        names = ("n_tokens", "max_document_tokens", "text_field", "group", "context_length", "seed")
-        return {name: getattr(self, name) for name in names}
+    def _next(self) -> str:
+        """Return the command that reads the states, with the same options of the windows."""
+        sides = {"source": self.other or "MODEL", "target": str(self.out)}
+        if self.role == "source":
+            sides = {"source": str(self.out), "target": self.other or "MODEL"}
+        defaults = {field.name: field.default for field in fields(WindowOptions)}
+        same = {"documents": self.documents} | {
+            name: value for name, value in self.windows.items() if value != defaults[name]
+        }
+        words = [
+            f"--{name.replace('_', '-')} {quote(str(value))}"
+            for name, value in (sides | same).items()
+        ]
+        return f"lrt-lens fit-states {' '.join(words)}"

@@ -52,7 +52,7 @@ class SurveyPairs(PairCommand):
         self.check()
         columns = {"columns": self.columns, "source_columns": self.source_columns}
         settings = SurveySettings(**self.fields, **columns, down=self.down)
-        start_run(self.out)
+        start_run(self.out, self)
         folder = self.out / "checkpoint"
         if self.restart:
             remove_checkpoints(folder)

@@ -25,14 +25,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Transfer(Command):
-    """Transfer a vector, a probe or an SAE from the source model to the target model.
+    """Transfer a vector, a probe or an SAE from the source model to the target model, or back.
 
     What the artefact is, is recognised from its file: one of ours, a folder of SAELens, or a vector
-    of another program. No model is loaded, unless --recentre or --refit is given. Writes
-    vector.safetensors, probe.safetensors or sae/, with results.json, report.html and run.toml.
+    of another program; --sae-id takes an SAE of a release of SAELens. No model is loaded, unless
+    --recentre or --refit is given. Writes vector.safetensors, probe.safetensors or sae/, with
+    results.json, report.html and run.toml.
 
         lrt-lens transfer stitches/stitch learnt/vector.safetensors --out transferred
         lrt-lens transfer stitches/stitch sae-folder --refit corpus.jsonl --source S --target T
+        lrt-lens transfer stitches/stitch gpt2-small-res-jb --sae-id blocks.8.hook_resid_pre
+        lrt-lens transfer stitches/stitch learnt-on-the-target --reverse --out back
 
     Next: `lrt-lens calibrate` for a vector, and `lrt-lens evaluate` for all of them, which compares
     the transfer with its controls.
@@ -42,11 +45,16 @@ class Transfer(Command):
     stitch: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="STITCH")]
     """Folder of a stitch, folder of a run of `lrt-lens fit`, or hub id."""
     artefact: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="ARTEFACT")]
-    """File or folder of the artefact, or the folder of the run that wrote it."""
+    """File or folder of the artefact, the folder of the run that wrote it, or a release."""
     out: Path = Path("transferred")
     """Folder for the results."""
     at: int | str | None = None
     """Hook point, or number of a block, of a file that has several vectors or is a tensor alone."""
+    sae_id: str | None = None
+    """Name of the SAE in a release of SAELens, or in a folder of several SAEs."""
+    reverse: bool = False
+    """Transfer from the target of the stitch to its source; --source and --target keep their
+    roles of the fit."""
     bias: Literal["none", "add"] = "none"
     """Rule for the bias of the map, for a vector."""
     norm: Literal["match", "mapped", "unit"] = "match"
@@ -77,8 +85,10 @@ class Transfer(Command):
         """Transfer the artefact, write it, and say what it is."""
         self.check_numbers()
         self._check_models()
-        stitch, artefact = load_stitch(self.stitch), load_artefact(self.artefact, at=self.at)
-        start_run(self.out, ARTEFACTS)
+        stitch = load_stitch(self.stitch)
+        stitch = stitch.reversed() if self.reverse else stitch
+        artefact = load_artefact(self.artefact, at=self.at, sae_id=self.sae_id)
+        start_run(self.out, self, ARTEFACTS)
         options = self._options(type(artefact).__name__)
         if self.through == "null":
             if stitch.null is None:
@@ -134,7 +144,8 @@ class Transfer(Command):
     def _pair(self) -> "ModelPair":
         from lrt_lens.models import ModelPair
 
-        return ModelPair.load(self.source, self.target, device=self.device, dtype=self.dtype)
+        models = (self.target, self.source) if self.reverse else (self.source, self.target)
+        return ModelPair.load(*models, device=self.device, dtype=self.dtype)
 
 
 def _save(artefact: Any, out: Path) -> Any:

@@ -298,6 +298,56 @@ def test_a_run_may_be_repeated_into_its_own_folder(
     assert names == ["report.html", "results.json", "run.toml", "vector.safetensors"]
 
 
+def test_the_results_of_another_command_are_not_replaced(
+    work: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    main(["transfer", work["stitch"], work["vector"], "--out", str(out)])
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    for words in (
+        ["report", str(out)],
+        ["learn", "vector", work["contrast"], "--model", work["model"], "--at", "1"],
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main([*words, "--out", str(out)])
+        assert ended.value.code == 1
+        assert "holds the results of lrt-lens transfer, and" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_the_four_evaluations_have_folders_of_their_own() -> None:
+    folders = [
+        next(field.default for field in fields(kind) if field.name == "out")
+        for kind in COMMANDS
+        if kind.words.startswith("evaluate ")
+    ]
+    assert len(folders) == len(set(folders)) == 4
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"lrt-lens {lrt.__version__}\n"
+
+
+def test_a_page_shows_facts_in_few_digits() -> None:
+    from lrt_lens.cli._sections import run_page
+
+    facts = {"solver": "ridge", "n_tokens": 17222.0, "r2": 0.46219165232211246, "shape": [2, 3]}
+    page = run_page("A fit", {"stitch": facts})
+    for shown in ("ridge", "17,222", "0.462", "[2, 3]"):
+        assert f">{shown}</td>" in page
+
+
+def test_a_report_of_something_else_names_the_folder_of_its_run(
+    work: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["report", work["vector"]])
+    assert "holds no results of a run (it is no JSON); give the folder" in capsys.readouterr().err
+
+
 # ------------------------------------------------------------------------------ what they recognise
 
 
@@ -421,3 +471,129 @@ def test_a_report_names_runs_of_equal_folders_by_their_paths(
     page = (tmp_path / "page" / "report.html").read_text()
     assert f"{runs[0]}: What was written" in page
     assert f"{runs[1]}: What was written" in page
+
+
+def test_transfer_goes_back_through_the_reversed_stitch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(900, 4))
+    y = np.hstack([x, x[:, :2] ** 2]) + 0.1 * rng.normal(size=(900, 6))
+    documents = [number // 5 for number in range(900)]
+    moments = lrt.CrossMoments.from_activations({0: x}, {1: y}, documents=documents)
+    stitch = moments.fit().best()
+    stitch.save_pretrained(tmp_path / "stitch")
+    np.save(tmp_path / "direction.npy", rng.normal(size=6))
+    words = ["transfer", str(tmp_path / "stitch"), str(tmp_path / "direction.npy"), "--at", "1"]
+    with pytest.raises(SystemExit):
+        main([*words, "--out", str(tmp_path / "back")])
+    assert "lrt-lens transfer --reverse goes the other way" in capsys.readouterr().err
+    main([*words, "--reverse", "--out", str(tmp_path / "back")])
+    back = lrt.SteeringVector.load(tmp_path / "back" / "vector.safetensors")
+    given = lrt.SteeringVector.load(tmp_path / "direction.npy", at=1)
+    assert back.hook == stitch.source_hook
+    assert np.allclose(back.direction, stitch.reversed().transfer(given).direction)
+
+
+def test_an_sae_is_named_by_its_release_or_by_a_folder_of_several(
+    work: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sae_lens import SAE
+
+    from lrt_lens.cli._artefacts import load_artefact
+
+    folder = Path(work["sae"])
+    own = load_artefact(str(folder))
+    assert load_artefact(str(folder.parent), sae_id=folder.name).W_dec.equal(own.W_dec)
+    asked = []
+
+    def from_pretrained(release: str, sae_id: str, device: str) -> Any:
+        asked.append((release, sae_id, device))
+        return SAE.load_from_disk(folder, device=device)
+
+    monkeypatch.setattr(SAE, "from_pretrained", from_pretrained)
+    loaded = load_artefact("some-release", sae_id="blocks.2.hook_resid_post")
+    assert asked == [("some-release", "blocks.2.hook_resid_post", "cpu")]
+    assert loaded.W_dec.equal(own.W_dec)
+    assert not loaded.W_dec.requires_grad
+
+
+def test_a_release_that_cannot_be_had_is_one_line_with_a_remedy(
+    work: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from sae_lens import SAE
+
+    for raised, expected in (
+        (
+            FileNotFoundError("No connection. Try again."),
+            "cannot be reached (No connection); check",
+        ),
+        (ValueError("Release x not found"), "SAELens has no SAE 'b' of 'x' (Release x not found)"),
+    ):
+
+        def refuse(*_: Any, raised: Exception = raised, **__: Any) -> None:
+            raise raised
+
+        monkeypatch.setattr(SAE, "from_pretrained", refuse)
+        with pytest.raises(SystemExit) as ended:
+            main(["transfer", work["stitch"], "x", "--sae-id", "b", "--out", str(tmp_path / "run")])
+        assert ended.value.code == 1
+        assert expected in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("is_run", [False, True], ids=["file", "folder of a run"])
+def test_export_takes_a_vector_that_was_only_learnt(
+    is_run: bool, work: dict[str, str], tmp_path: Path
+) -> None:
+    path, out = work["vector"], tmp_path / "vector.gguf"
+    if is_run:
+        path = str(tmp_path / "learnt")
+        main(["transfer", work["stitch"], work["vector"], "--out", path])
+    main(["export", path, str(out), "--to", "llama.cpp"])
+    [read] = lrt.serving.import_vectors(out)
+    file = Path(path) / "vector.safetensors" if is_run else Path(path)
+    assert np.allclose(read.direction, lrt.SteeringVector.load(file).direction, atol=1e-5)
+
+
+def test_inspect_knows_folders_that_are_not_complete(
+    work: dict[str, str],
+    corpus: list[str],
+    tmp_path: Path,
+    inspected: Callable[..., str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    documents = tmp_path / "documents.jsonl"
+    documents.write_text("\n".join(json.dumps({"text": text}) for text in corpus))
+    options = ["--source", work["model"], "--target", work["model"], "--no-progress"]
+    options += ["--documents", str(documents), "--n-tokens", "1500", "--context-length", "16"]
+    main(["fit", *options, "--shard", "0/2", "--out", str(tmp_path / "shards")])
+    capsys.readouterr()
+    shown = inspected(str(tmp_path / "shards"))
+    assert "kind shards of a fit" in shown
+    assert f"next: lrt-lens merge OUT {tmp_path}/shards/moments-*.safetensors" in shown
+    (tmp_path / "stopped" / "checkpoint").mkdir(parents=True)
+    (tmp_path / "stopped" / "checkpoint" / "run.safetensors").touch()
+    assert "kind folder of a run that is not complete" in inspected(str(tmp_path / "stopped"))
+
+
+def test_inspect_takes_no_mixture_and_no_part_for_documents(
+    work: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "mixed" / "model").mkdir(parents=True)
+    (tmp_path / "mixed" / "notes.txt").write_text("a note")
+    (tmp_path / "short.gguf").write_bytes(b"GGUF")
+    for path, expected in (
+        (tmp_path / "empty", "is an empty folder"),
+        (tmp_path / "mixed", "(it holds model, notes.txt)"),
+        (tmp_path / "short.gguf", "is a truncated GGUF file"),
+        (Path(work["sae"]) / "cfg.json", f"lrt-lens inspect {work['sae']} describes it"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(["inspect", str(path)])
+        assert ended.value.code == 1
+        assert expected in capsys.readouterr().err

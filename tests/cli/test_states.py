@@ -29,7 +29,9 @@ def test_states_of_an_engine_give_the_stitches_of_fit(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(["states", "--model", "large", "--layers", "2,3", *WINDOWS])
-    assert "run_vllm.py" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "run_vllm.py" in shown
+    assert f"next: lrt-lens fit-states --source MODEL --target states {' '.join(WINDOWS)}" in shown
     model = lrt.demo_pair().target
     layer_ids = json.loads((folder / "states" / "states.json").read_text())["layer_ids"]
     for number, line in enumerate((folder / "states" / "windows.jsonl").read_text().splitlines()):
