@@ -2,8 +2,8 @@
 
 Scores are log-odds. The loss is a difference of AUROC on the same texts, with a paired bootstrap
 over them. ``recall_at_…`` uses the threshold that had this rate of false positives on the old
-revision (on the negative training texts), which is how a monitor is deployed; ``false_positives_at_…``
-is what the rate has become.
+revision (on the negative training texts), which is how a monitor is deployed, and
+``false_positives_at_…`` is what the rate has become.
 
 Limits: recalls are for probes of two classes.
 """
@@ -118,7 +118,9 @@ class _ProbeTexts:
             self._rows[0].cpu().numpy(), self.y, len(probe.classes), seed=settings.seed
         )
         weight, bias = torch.from_numpy(fit.weight), torch.from_numpy(fit.bias)
-        self.probes["relearnt"] = replace(self.probes["frozen"], weight=weight, bias=bias, before=None)
+        self.probes["relearnt"] = replace(
+            self.probes["frozen"], weight=weight, bias=bias, before=None
+        )
         found["relearnt"] = [self._scores(self.probes["relearnt"])]
         if repaired.null is not None and settings.n_shuffled > 0:
             through = repaired.null.down

@@ -50,7 +50,7 @@ REPAIRS = ("mean_shift", "procrustes", "repaired")
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the moments say of one artefact, before any label."""
+    """Predictions of the moments for one artefact, before any label."""
 
     kept: float
     """Correlation of what the frozen artefact reads in both revisions."""
@@ -119,9 +119,7 @@ class Revisions:
         """Return the prediction of a read-out, or the mean over columns [d, column]."""
         columns = weight.double().reshape(len(weight), -1).T
         scatter = self.held_out(hook)
-        x, y = (
-            (columns * (matrix @ columns.T).T).sum(1) for matrix in (scatter.xx, scatter.yy)
-        )
+        x, y = ((columns * (matrix @ columns.T).T).sum(1) for matrix in (scatter.xx, scatter.yy))
         xy = (columns * (scatter.xy @ columns.T).T).sum(1)
         kept = float((xy / (x * y).sqrt()).mean())
         moved = float(((x + y - 2 * xy) / (x + y)).mean())

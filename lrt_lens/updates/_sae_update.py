@@ -33,18 +33,14 @@ def sae_hook(sae: Any) -> str:
     hook = getattr(metadata, "hook_name", None)
     if not isinstance(hook, str):
         raise TypeError(
-            f"a {type(sae).__name__} cannot be updated; give LinearProbe, SteeringVector, or an SAE "
-            "of SAELens that names its hook point"
+            f"a {type(sae).__name__} cannot be updated; give a LinearProbe, a SteeringVector, or an "
+            "SAE of SAELens that names its hook point"
         )
     return hook
 
 
 def update_sae(
-    revisions: Revisions,
-    sae: Any,
-    name: str,
-    documents: Documents | None,
-    settings: UpdateSettings,
+    revisions: Revisions, sae: Any, name: str, documents: Documents | None, settings: UpdateSettings
 ) -> ArtefactUpdate:
     """Return what became of an SAE; without documents only what moments say.
 
@@ -76,7 +72,11 @@ def update_sae(
         )
         table = result.table.set_index("arm")
         known = {"transferred": arm} | (
-            {"source": "old"} if arm == "frozen" else {"shuffled": "shuffled"} if arm == "repaired" else {}
+            {"source": "old"}
+            if arm == "frozen"
+            else {"shuffled": "shuffled"}
+            if arm == "repaired"
+            else {}
         )
         for theirs, ours in known.items():
             if theirs in table.index:

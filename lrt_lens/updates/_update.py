@@ -75,7 +75,7 @@ def update(
         settings: an `UpdateSettings`, whose fields may also be keywords.
 
     Raises:
-        MismatchError: the models are not two revisions of one, or an artefact is not of the old one.
+        MismatchError: the models are not two revisions of one, or an artefact is of another model.
         TypeError: an artefact is neither a probe, a vector nor an SAE.
         ValueError: there is no artefact, two have one name, or vectors have items but no neutral
             texts.
@@ -86,7 +86,9 @@ def update(
     listed = list(artefacts) if isinstance(artefacts, list | tuple) else [artefacts]
     named = _named(listed)
     if items is not None and neutral is None:
-        raise ValueError("items are given and neutral is None: damage needs neutral texts, give both")
+        raise ValueError(
+            "items are given and neutral is None: damage needs neutral texts, give both"
+        )
     revisions = Revisions(pair, [_hook(one) for one in listed], documents, chosen)
     found: list[ArtefactUpdate] = []
     bar = tqdm(named.items(), desc="update", disable=not chosen.progress, leave=False)
@@ -107,7 +109,7 @@ def _hook(artefact: Any) -> str:
 
 
 def _named(artefacts: list[Any]) -> dict[str, Any]:
-    """Return the artefacts by name; several hook points of one name get the hook point behind it."""
+    """Return the artefacts by name; if names repeat, with the hook point behind them."""
     if not artefacts:
         raise ValueError("no artefact is given; give probes, vectors or SAEs of the old model")
     names = [_name(one) for one in artefacts]

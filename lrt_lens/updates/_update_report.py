@@ -8,10 +8,19 @@ import pandas as pd
 
 from lrt_lens._repr_html import card, facts, note, table
 from lrt_lens._short_repr import ShortRepr
-from lrt_lens.figures._template import with_counts
+from lrt_lens.figures._template import count_range, rows_where, with_counts
 from lrt_lens.figures._update import update_figure
 from lrt_lens.models._pair import ModelPair
-from lrt_lens.report._html import KeyNumbers, Paragraph, Plot, Section, Table, render_html, write_html
+from lrt_lens.report._html import (
+    Block,
+    KeyNumbers,
+    Paragraph,
+    Plot,
+    Section,
+    Table,
+    render_html,
+    write_html,
+)
 from lrt_lens.stitching._stitch import Stitch
 from lrt_lens.updates._revisions import Revisions
 from lrt_lens.updates._update_settings import UpdateSettings
@@ -97,21 +106,21 @@ class UpdateReport(ShortRepr):
 
     def figure(self) -> Any:
         """Return the loss of every arm per artefact (plotly)."""
-        sizes = [int(n) for n in self.summary["n"] if n]
-        counts = {
-            "texts or items": (min(sizes), max(sizes)) if sizes else None,
-            "fitting tokens": self.n_tokens,
-        }
+        measured = rows_where(self.summary, "measure", "auroc", "effect", "fvu")
+        counts = {"texts or items": count_range(measured, "n"), "fitting tokens": self.n_tokens}
         return with_counts(update_figure(self.summary, self.table), counts)
 
     @property
     def html(self) -> str:
         """Self-contained page with the verdicts, the arms and the predictions."""
-        verdicts = self.summary["verdict"].value_counts()
-        tiles = [(word, int(verdicts.get(word, 0)), _WORDS[word]) for word in _WORDS]
+        verdicts = self.summary["verdict"].to_list()
+        tiles: list[tuple[str, str | int | float, str]] = [
+            (word, verdicts.count(word), meaning) for word, meaning in _WORDS.items()
+        ]
         shown = ["artefact", "kind", "hook", "verdict", "reason"]
+        blocks: list[Block] = [KeyNumbers(tiles), Table(pd.DataFrame(self.summary[shown]))]
         sections = [
-            Section("Verdicts", [KeyNumbers(tiles), Table(pd.DataFrame(self.summary[shown]))]),
+            Section("Verdicts", blocks),
             Section(
                 "Before any label",
                 [
@@ -129,8 +138,8 @@ class UpdateReport(ShortRepr):
             ),
         ]
         if len(self.table):
-            blocks = [Plot(self.figure()), Table(self.table, caption="All arms")]
-            sections.insert(1, Section("Measured", blocks))
+            measured: list[Block] = [Plot(self.figure()), Table(self.table, caption="All arms")]
+            sections.insert(1, Section("Measured", measured))
         old, new = self.names
         return render_html("After the update", sections, subtitle=f"{old} → {new}")
 

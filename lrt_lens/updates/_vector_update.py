@@ -9,6 +9,7 @@ Limits: ``relearnt`` needs the contrast texts, which vectors from files do not h
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -57,10 +58,7 @@ def update_vector(
     measured: dict[str, list[MeasuredArm]] = {}
     for arm in _arms(revisions, vector, settings):
         measured.setdefault(arm.name, []).append(meters[1].measure(arm))
-    clusters = {
-        ITEMS: Clusters.single(len(items)),
-        TEXTS: Clusters.single(len(old.plus.n_tokens)),
-    }
+    clusters = {ITEMS: Clusters.single(len(items)), TEXTS: Clusters.single(len(old.plus.n_tokens))}
     resamples = Resamples(clusters, seed=settings.seed)
     reference = old.plus.effect(budget, resamples)
     rows = [_row("old", _interval([old], budget, resamples), 1)]
@@ -75,9 +73,7 @@ def update_vector(
             known = reference is not None and estimate is not None
             losses[name] = (reference - estimate).interval(resamples) if known else NOTHING
     scale = _SHARE * abs(old.effect(budget))
-    return replace(
-        update, measure="effect", rows=rows, losses=losses, n=len(items), scale=scale
-    )
+    return replace(update, measure="effect", rows=rows, losses=losses, n=len(items), scale=scale)
 
 
 def _arms(
@@ -102,6 +98,6 @@ def _interval(draws: Sequence[MeasuredArm], budget: float, resamples: Resamples)
     return NOTHING if estimate is None else estimate.interval(resamples)
 
 
-def _row(arm: str, interval: Interval, n_draws: int) -> dict[str, object]:
+def _row(arm: str, interval: Interval, n_draws: int) -> dict[str, Any]:
     ends = {"value": interval.value, "low": interval.low, "high": interval.high}
     return {"arm": arm, "measure": "effect", "n_draws": n_draws} | ends

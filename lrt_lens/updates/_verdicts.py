@@ -23,7 +23,7 @@ from lrt_lens.updates._revisions import Prediction
 from lrt_lens.updates._update_settings import UpdateSettings
 
 Verdict = Literal["keep", "repair", "relearn"]
-"""What to do with an artefact of the old revision."""
+"""Verdict on an artefact of the old revision."""
 KEPT = 0.98
 """Correlation of a frozen read-out in both revisions from which it is predicted to serve."""
 REPAIRED = 0.8
@@ -43,7 +43,7 @@ class ArtefactUpdate:
     hook: str
     """Its hook point."""
     prediction: Prediction
-    """What moments say before any label."""
+    """Predictions of the moments, before any label."""
     measure: str = ""
     """Name of the number that is compared; empty if nothing was measured."""
     rows: list[dict[str, Any]] = field(default_factory=list)
