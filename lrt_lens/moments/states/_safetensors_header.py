@@ -72,6 +72,8 @@ class SafetensorsHeader:
         entry, content = self.entries[name], self._content(name, file)
         try:
             dtype = _TORCH_TYPES[entry["dtype"]]
+            if not len(content):  # bytes of which torch makes no other numbers
+                return torch.empty(entry["shape"], dtype=dtype)
             return torch.from_numpy(content).view(dtype).reshape(entry["shape"])
         except (*_DAMAGED, RuntimeError) as error:
             raise SafetensorError(f"{name!r} of {str(self.path)!r} is damaged: {error}") from error
