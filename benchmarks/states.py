@@ -121,7 +121,7 @@ def states_throughput_over_reading(settings: Settings) -> Measurement:
             "the larger of reading (load_file) and of the products of the same rows held in memory"
             f" ÷ the whole harvest: {bound:.2f} from the disk, {bound_in_memory:.2f} with the"
             f" files in the page cache; these products take {products:.1f} times as long as"
-            " reading from the disk, so that no harvest can be as fast as reading",
+            " reading from the disk",
         ),
     )
 
