@@ -241,8 +241,11 @@ def mapped_tensors(path: Path, schema: str | None) -> MappedTensors:
     return mapped
 
 
-def file_state(path: Path) -> tuple[int, int, int] | None:
-    """Return inode, size and time of the last change of a file; None if it is gone."""
+def file_state(path: Path | int) -> tuple[int, int, int] | None:
+    """Return inode, size and time of the last change of a file; None if it is gone.
+
+    ``path`` may be the number of an open file.
+    """
     try:
         status = os.stat(path)
     except OSError:

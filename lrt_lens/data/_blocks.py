@@ -32,7 +32,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from queue import Full, Queue
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from lrt_lens.data._aligned_windows import cut_aligned_windows
 from lrt_lens.data._alignment import Aligner, Alignment, nothing_aligns
@@ -428,8 +428,36 @@ _POLL_SECONDS = 0.1
 """Seconds after which the thread looks whether it should stop."""
 
 
+class ItemsAhead(Generic[Item]):
+    """Iterator over the items that a thread puts into a queue.
+
+    The queue holds (item,), an exception, or None at the end. The tuple lets an item be None.
+    """
+
+    def __init__(self, queue: "Queue[tuple[Item] | BaseException | None]") -> None:
+        self._queue, self._is_over = queue, False
+
+    def __iter__(self) -> "ItemsAhead[Item]":
+        return self
+
+    def __next__(self) -> Item:
+        entry = None if self._is_over else self._queue.get()
+        if isinstance(entry, tuple):
+            return entry[0]
+        self._is_over = True
+        if isinstance(entry, BaseException):
+            raise entry
+        raise StopIteration
+
+    def ready(self) -> list[Item]:
+        """Return the items that are made already, in their order, and leave them in the queue."""
+        with self._queue.mutex:
+            entries = list(self._queue.queue)
+        return [entry[0] for entry in entries if isinstance(entry, tuple)]
+
+
 @contextmanager
-def running_ahead(items: Iterator[Item], n_ready: int = 4) -> Iterator[Iterator[Item]]:
+def running_ahead(items: Iterator[Item], n_ready: int = 4) -> Iterator[ItemsAhead[Item]]:
     """Return a context that iterates over ``items`` in a thread, which ends with the context.
 
     An exception in the thread is raised in the iteration.
@@ -437,7 +465,6 @@ def running_ahead(items: Iterator[Item], n_ready: int = 4) -> Iterator[Iterator[
     queue: Queue[tuple[Item] | BaseException | None] = Queue(maxsize=n_ready)
     stop = threading.Event()
 
-    # The queue holds (item,), an exception, or None at the end. The tuple lets an item be None.
     def put(entry: tuple[Item] | BaseException | None) -> None:
         while not stop.is_set():
             try:
@@ -453,19 +480,13 @@ def running_ahead(items: Iterator[Item], n_ready: int = 4) -> Iterator[Iterator[
                 if stop.is_set():
                     return
             put(None)
-        except BaseException as error:  # raised again in `read`
+        except BaseException as error:  # raised again in the iteration
             put(error)
-
-    def read() -> Iterator[Item]:
-        while (entry := queue.get()) is not None:
-            if isinstance(entry, BaseException):
-                raise entry
-            yield entry[0]
 
     thread = threading.Thread(target=make, name="lrt_lens-blocks", daemon=True)
     thread.start()
     try:
-        yield read()
+        yield ItemsAhead(queue)
     finally:
         stop.set()
         # A stream that waits for the network must not delay the end of an interrupted run. So the

@@ -356,5 +356,6 @@ def _rotate(group: np.ndarray, rank: np.ndarray, pairing: np.ndarray) -> bool:
     largest = int(np.bincount(rank[group]).max())
     if 2 * largest > len(group):
         return False
-    pairing[group] = np.roll(group, -largest)
+    # numpy's roll does the same in several times as long, because it takes any axes.
+    pairing[group[:-largest]], pairing[group[-largest:]] = group[largest:], group[:largest]
     return True

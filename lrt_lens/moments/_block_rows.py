@@ -64,6 +64,16 @@ class KeptStates(TextReader, Protocol):
         """Return the rows of a block; ``order`` has its windows in the order of the rows."""
         ...
 
+    def read_ahead(
+        self, hooks: Sequence[str], block: Block, order: Sequence[Window], role: Role
+    ) -> None:
+        """Begin to read, in a thread, what `block_rows` will be asked for next, if it is there."""
+        ...
+
+    def stop_reading(self) -> None:
+        """End a thread that reads ahead."""
+        ...
+
     def skip(self, block: Block, order: Sequence[Window], role: Role) -> None:
         """Mark the states of a block as used, whose rows are not needed."""
         ...

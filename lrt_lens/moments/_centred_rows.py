@@ -191,7 +191,9 @@ class CentredRows:
 def _minus(raw: Tensor, centre: Tensor, dtype: torch.dtype) -> Tensor:
     # Subtracted before rounding, so that float64 rows with a large mean keep their digits.
     wide = torch.promote_types(raw.dtype, dtype)
-    return (raw.to(wide) - centre.to(wide)).to(dtype)
+    rows, centre = raw.to(wide), centre.to(wide)
+    # A conversion has made new memory, which the difference may use.
+    return (rows - centre if rows is raw else rows.sub_(centre)).to(dtype)
 
 
 def _sums(light: Tensor, n: int, wants_second: bool) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -283,16 +285,21 @@ def cross_products(
     for s, hooks in targets.items():
         by_targets.setdefault(tuple(hooks), []).append(s)
     for target_hooks, all_sources in by_targets.items():
-        right = torch.cat([y[t] for t in target_hooks], 1)
+        right = _joined([y[t] for t in target_hooks])
         for source_hooks in product_groups(
             all_sources, [x[s].shape[1] for s in all_sources], right.shape[1]
         ):
             with full_precision():
-                product = torch.cat([x[s] for s in source_hooks], 1).T @ right
+                product = _joined([x[s] for s in source_hooks]).T @ right
             rows = product.split([x[s].shape[1] for s in source_hooks], 0)
             for s, block in zip(source_hooks, rows, strict=True):
                 columns = block.split([y[t].shape[1] for t in target_hooks], 1)
                 yield from (((s, t), part) for t, part in zip(target_hooks, columns, strict=True))
+
+
+def _joined(rows: Sequence[Tensor]) -> Tensor:
+    """Return rows side by side [row, Σd]; those of one hook point are not copied."""
+    return rows[0] if len(rows) == 1 else torch.cat(list(rows), 1)
 
 
 def pair_products(

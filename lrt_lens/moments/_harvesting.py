@@ -15,9 +15,10 @@ a document is read, and compared with the checkpoint when a run resumes.
 """
 
 import logging
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,10 +27,16 @@ import torch
 from lrt_lens._numbers import checked_seconds
 from lrt_lens._progress import tqdm
 from lrt_lens._settings import resolve, takes
-from lrt_lens.data._blocks import WindowCutter, check_folds, iterate_blocks, running_ahead
+from lrt_lens.data._blocks import (
+    ItemsAhead,
+    WindowCutter,
+    check_folds,
+    iterate_blocks,
+    running_ahead,
+)
 from lrt_lens.data._documents import Documents, DocumentSource
 from lrt_lens.data._file_shares import FileShares
-from lrt_lens.data._windows import BlockPlan, Share
+from lrt_lens.data._windows import Block, BlockPlan, Share
 from lrt_lens.models._hook_points import EMBED, HookPair
 from lrt_lens.models._loading import torch_dtype
 from lrt_lens.models._pair import ModelPair
@@ -430,15 +437,16 @@ class HarvestRun:
         )
         blocks = running_ahead(streams.read())
         # `_saved` is the innermost context: an interrupt writes the checkpoint first, and then ends
-        # the thread that reads documents.
-        with bar, blocks as arriving, _saved(checkpoint, moments):
+        # the threads that read.
+        with bar, blocks as arriving, closing(feed), _saved(checkpoint, moments):
+            upcoming = partial(_upcoming, arriving, streams)
             for block in arriving:
                 if isinstance(block, EndOfShare):
                     if checkpoint is not None:
                         checkpoint.end_share(block.share, block.n_blocks)
                     continue
                 is_ours = streams.takes(block)
-                feed.take(moments, block, checkpoint, is_ours=is_ours)
+                feed.take(moments, block, checkpoint, is_ours=is_ours, upcoming=upcoming)
                 # The bar counts blocks of other ranks too if all walk through the same stream.
                 if is_ours or self.file_shares is None:
                     bar.update(min(block.n_rows, bar.total - bar.n) if bar.total else block.n_rows)
@@ -495,6 +503,13 @@ def check_whole(moments: Accumulator) -> None:
         # Those of a survey have one test part.
         tokens += [0] * (parts.n_parts - len(tokens))
         check_folds(moments.provenance.part_documents, tokens, parts)
+
+
+def _upcoming(arriving: ItemsAhead[Block | EndOfShare], streams: BlockStream) -> Iterator[Block]:
+    """Yield the blocks of this process that are cut and were not taken yet."""
+    for block in arriving.ready():
+        if not isinstance(block, EndOfShare) and streams.takes(block):
+            yield block
 
 
 def _saved(checkpoint: Checkpoint | None, moments: Accumulator) -> AbstractContextManager[None]:

@@ -57,3 +57,16 @@ def test_an_error_of_the_reader_ends_the_thread() -> None:
     with pytest.raises(RuntimeError, match="mine, at 0"), running_ahead(iter(range(1000))) as items:
         fail_on(next(items))
     assert threads() == 0
+
+
+def test_items_that_are_ready_stay_to_be_taken() -> None:
+    with running_ahead(iter(range(3)), n_ready=3) as items:
+        deadline = time.monotonic() + 5
+        while len(items.ready()) < 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert items.ready() == [0, 1, 2]
+        assert next(items) == 0
+        assert items.ready() == [1, 2]
+        assert list(items) == [1, 2]
+        assert items.ready() == []
+        assert list(items) == []

@@ -19,8 +19,8 @@ from torch import Tensor
 from lrt_lens._tensor_files import file_state
 from lrt_lens.errors import FileFormatError, MismatchError
 from lrt_lens.moments.states._manifest import MANIFEST_NAME, ArrayFiles, StateManifest, hook_name
-from lrt_lens.moments.states._safetensors_store import STATES
 from lrt_lens.moments.states._sequence import (
+    STATES,
     StateSequence,
     as_states,
     checked_ids,
@@ -42,11 +42,15 @@ class ArrayStore:
     manifest: StateManifest
     hooks: tuple[str, ...] = field(default=(), init=False)
     d_model: int = field(default=0, init=False)
+    kind: str = field(default="npy", init=False)
     is_removable: bool = field(default=False, init=False)
+    is_iterator: bool = field(default=False, init=False)
+    has_documents: bool = field(default=False, init=False)
     _is_read: bool = False
 
     def __post_init__(self) -> None:
         files = self._files = _required(self.manifest.arrays)
+        self.has_documents = files.documents is not None
         self._ids = self._mapped(files.token_ids)
         arrays = {name: self._mapped(file) for name, file in files.states.items()}
         self._columns: dict[str, tuple[np.ndarray, int | None]] = {}
@@ -76,11 +80,6 @@ class ArrayStore:
     def name(self) -> str:
         """Path of the folder."""
         return str(self.folder)
-
-    @property
-    def has_documents(self) -> bool:
-        """True if there is an array of documents."""
-        return self._files.documents is not None
 
     def expected(self) -> int | None:
         """Return None: the arrays are complete."""

@@ -53,6 +53,15 @@ class Found:
     """True if no other window has claimed the sequence."""
 
 
+@dataclass(frozen=True)
+class Listed:
+    """Sequence that has arrived, without its ids: those of all would not fit into memory."""
+
+    place: Any
+    name: str
+    document: Any
+
+
 @dataclass
 class Arrivals:
     """Sequences of one store that have arrived."""
@@ -73,10 +82,12 @@ class Arrivals:
     """Hashes of the sequences that are deleted at the end."""
     _longer: dict[Any, None] = field(repr=False, default_factory=dict)
     """Places of longer sequences that were used."""
+    _used: set[Any] = field(repr=False, default_factory=set)
+    """Hashes of the tokens, or places of longer sequences, that windows have used."""
     _n_gone: int = 0
     """Number of sequences of earlier runs that were deleted."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _listed: list[StateSequence] | None = field(default=None, repr=False)
+    _listed: list[Listed] | None = field(default=None, repr=False)
     """Sequences that arrived and were not yet yielded in order; None unless they are wanted so."""
 
     def find(self, ids: Sequence[int], reader: TextReader, what: str = "a window") -> Found:
@@ -107,6 +118,16 @@ class Arrivals:
                 return Found(place, keys, is_whole=False)
         return None
 
+    def use(self, found: Found) -> None:
+        """Record that a window has used this sequence."""
+        self._used.add(found.heads[0] if found.is_whole else found.place)
+
+    @property
+    def n_unused(self) -> int:
+        """Number of sequences that have arrived and that no window has used."""
+        unused = (places for key, places in self._whole.items() if key not in self._used)
+        return sum(place not in self._used for places in unused for place in places)
+
     def claim(self, found: Found) -> Found:
         """Return the sequence that is deleted with this window: one that none has claimed."""
         key = found.heads[0]
@@ -115,6 +136,11 @@ class Arrivals:
             return found
         self._n_claimed[key] = n_claimed + 1
         return replace(found, place=places[n_claimed], is_own=True)
+
+    def unclaim(self, found: Found) -> None:
+        """Take a claim back; the last claims are taken back first."""
+        if found.is_own:
+            self._n_claimed[found.heads[0]] -= 1
 
     def release(self, found: Found) -> None:
         """Delete a claimed sequence, or do so at the end if another window may need it."""
@@ -129,9 +155,16 @@ class Arrivals:
                 del self._n_claimed[key]
             self._forget(found.place, found.heads)
 
-    def release_late(self, ids: np.ndarray) -> None:
-        """Delete the sequences with these tokens at the end, if there are any."""
-        self._late.add(_hash(ids))
+    def pass_by(self, ids: np.ndarray, *, consume: bool) -> None:
+        """Record a window whose rows are not needed; with ``consume``, delete at the end."""
+        found = self.known(ids)
+        if found is not None:
+            self.use(found)
+        if consume and found is not None and not found.is_whole:
+            self._longer[found.place] = None
+        elif consume:
+            # Also if there is none yet: it is deleted if it comes.
+            self._late.add(_hash(ids))
 
     def close(self) -> None:
         """Delete what could not be deleted earlier: no window is to come."""
@@ -156,7 +189,7 @@ class Arrivals:
                     del self._heads[key]
         self.store.remove(place)
 
-    def first(self, *, is_needed: bool = True) -> StateSequence | None:
+    def first(self, *, is_needed: bool = True) -> Listed | None:
         """Return a sequence, once one has arrived.
 
         Without ``is_needed`` none is waited for, and None returned.
@@ -213,7 +246,9 @@ class Arrivals:
 
     def _hand_out(self, ledger: Ledger | None) -> Iterator[StateSequence]:
         listed, self._listed = self._listed or [], []
-        for sequence in listed:
+        for one in listed:
+            ids = self.store.ids(one.place)
+            sequence = StateSequence(ids, one.place, one.name, one.document)
             if ledger is not None:
                 ledger.add(sequence)
             yield sequence
@@ -244,7 +279,7 @@ class Arrivals:
                 for key in heads:
                     self._heads.setdefault(key, {})[sequence.place] = len(sequence.ids)
                 if self._listed is not None:
-                    self._listed.append(sequence)
+                    self._listed.append(Listed(sequence.place, sequence.name, sequence.document))
             return self.n_arrived - before
 
     def _refuse_unfinished(self) -> None:

@@ -78,8 +78,10 @@ class StateFolder:
             changes |= {"layer_ids": self.layer_ids, "hooks": self.hooks}
         return replace(found, **changes)
 
-    def open(self) -> StateStore:
+    def open(self, kind: str | None = None) -> StateStore:
         """Return the store of the sequences, by the kind of the files.
+
+        ``kind`` is that of the files that will come to a folder that has none.
 
         Raises:
             FileFormatError: the folder holds files of no known kind, or of two.
@@ -101,7 +103,7 @@ class StateFolder:
             raise FileFormatError(
                 f"{shown(folder)} has .safetensors and .parquet files; expected one kind"
             )
-        if has["parquet"]:
+        if has["parquet"] or (kind == "parquet" and not any(has.values())):
             return ParquetStore(folder, manifest)
         if has["npy"] and not has["safetensors"]:
             raise FileFormatError(

@@ -123,17 +123,24 @@ def harvest_states(
     with _Sequences(sides, ledger, is_changing=consume or wait > 0) as sequences:
         if consume and ledger is not None:
             for role, side in zip(("source", "target"), sides, strict=True):
-                if isinstance(side, StoredSide) and side.keeps_files and role not in before:
-                    ledger.add_side(role, side.description)
+                if isinstance(side, StoredSide) and side.keeps_files:
+                    side.ledger = ledger
+                    if role not in before:
+                        ledger.add_side(role, side.description)
         if documents is None:
             run = replace(run, cutter=sequences.cutter)
             documents = DocumentSource([], group="document" if sequences.has_documents else None)
+            followers = sequences.followers
         else:
             _refuse_unknown_tokenizers(sides)
-            for side in sides:
-                if isinstance(side, StoredSide):
-                    side.arrivals.stop_listing()
-        return _harvested(run, documents, sides, checkpoint, checkpoint_every, progress=progress)
+            followers = [side for side in sides if isinstance(side, StoredSide)]
+        for side in followers:
+            side.arrivals.stop_listing()
+        moments = _harvested(run, documents, sides, checkpoint, checkpoint_every, progress=progress)
+        # Of n_tokens the rest is left out on purpose.
+        if run.plan.n_tokens is None or moments.n_tokens < run.plan.n_tokens:
+            _warn_of_unused(followers)
+        return moments
 
 
 def _harvested(
@@ -184,11 +191,14 @@ class _Sequences:
         """True if the sequences name their documents."""
         return self._lead.arrivals.store.has_documents
 
+    @property
+    def followers(self) -> list[StoredSide]:
+        """Sides whose sequences are looked up, by the tokens of the side that leads."""
+        sides = [side for side in self._sides if isinstance(side, StoredSide)]
+        return [side for side in sides if side is not self._lead]
+
     def cutter(self, plan: BlockPlan) -> WindowCutter:
         """Return what cuts the sequences into windows."""
-        for side in self._sides:
-            if isinstance(side, StoredSide) and side is not self._lead:
-                side.arrivals.stop_listing()
         sequences = self._lead.arrivals.in_order(self._ledger)
         return SequenceCutter(plan, *self._sides, self._role, sequences, self._lead.name)
 
@@ -265,6 +275,19 @@ def _warn_of_unknown_tokenizers(sides: list[Any]) -> None:
             "the tokenizer of the kept states is not known: special tokens are not left out, and"
             " the folds are decided by token ids; give tokenizers="
         )
+
+
+def _warn_of_unused(sides: Iterable[StoredSide]) -> None:
+    """Warn of sequences that were looked up by their tokens and are of no window."""
+    for side in sides:
+        if n_unused := side.arrivals.n_unused:
+            logger.warning(
+                "%d of %d sequences in %r were not used, because their tokens are those of no"
+                " window of this harvest: it has other texts, or fewer, than the engine has read",
+                n_unused,
+                side.arrivals.n_arrived,
+                side.name,
+            )
 
 
 def _refuse_unknown_tokenizers(sides: tuple[Any, Any]) -> None:

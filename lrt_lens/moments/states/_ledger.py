@@ -2,23 +2,27 @@
 
 Problem: without documents the blocks of a harvest are made of the sequences in the order of their
 arrival, and a run that resumes must make the same blocks although files of finished ones are gone.
-Mechanism: token ids, name and document of each sequence are appended to a file before it is used.
+Mechanism: token ids, name and document of each sequence are appended to a file before it is used,
+and the file is on the disk before a sequence is deleted.
 
     ledger = Ledger(folder / "sequences.jsonl")
     ledger.read()                 # sequences of earlier runs, in their order
     ledger.add(sequence)
+    ledger.sync()                 # now it may be deleted
 
 Limits: a line of text per sequence, of about six bytes per token.
 """
 
 import json
+import os
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lrt_lens._files import make_folder
+from lrt_lens._files import make_folder, sync
 from lrt_lens.errors import FileFormatError
 from lrt_lens.moments.states._sequence import StateSequence, checked_ids, shown
 
@@ -33,6 +37,9 @@ class Ledger:
     path: Path
     _file: Any = field(default=None, repr=False)
     _is_closed: bool = False
+    _is_synced: bool = True
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    """One thread adds sequences, and another one deletes them."""
 
     def read(self) -> list[StateSequence]:
         """Return the sequences of earlier runs; a line that was cut off at the end is dropped.
@@ -60,15 +67,27 @@ class Ledger:
         """Append what a run that resumes must know of a side whose files were all deleted."""
         self._append({"side": role} | about)
 
+    def sync(self) -> None:
+        """Wait until all lines are on the disk: sequences are deleted next."""
+        with self._lock:
+            if self._file is not None and not self._is_synced:
+                os.fsync(self._file.fileno())
+                sync(self.path.parent)
+                self._is_synced = True
+
     def _append(self, line: dict[str, Any]) -> None:
-        if self._is_closed:
-            # The thread that cuts windows may outlive a run that failed.
-            raise ValueError(f"{shown(self.path)} is closed; a harvest that has ended adds to it")
-        if self._file is None:
-            make_folder(self.path.parent)
-            self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (see `close`)
-        self._file.write(json.dumps(line, default=str) + "\n")
-        self._file.flush()
+        with self._lock:
+            if self._is_closed:
+                # The thread that cuts windows may outlive a run that failed.
+                raise ValueError(
+                    f"{shown(self.path)} is closed; a harvest that has ended adds to it"
+                )
+            if self._file is None:
+                make_folder(self.path.parent)
+                self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (see `close`)
+            self._file.write(json.dumps(line, default=str) + "\n")
+            self._file.flush()
+            self._is_synced = False
 
     def _lines(self) -> list[bytes]:
         """Return the lines that are whole; what was cut off at the end is dropped."""
@@ -83,10 +102,11 @@ class Ledger:
 
     def close(self) -> None:
         """Close the file."""
-        self._is_closed = True
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        with self._lock:
+            self._is_closed = True
+            if self._file is not None:
+                self._file.close()
+                self._file = None
 
     def _sequence(self, number: int, line: bytes) -> StateSequence:
         try:

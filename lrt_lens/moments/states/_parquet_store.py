@@ -7,6 +7,7 @@ lists and lists that are flat are both read.
 Limits: parquet has no bfloat16; a row group is decoded whole, and the last few stay in memory.
 """
 
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,11 +22,13 @@ from torch import Tensor
 from lrt_lens._tensor_files import file_state
 from lrt_lens.errors import FileFormatError, HookPointError, MismatchError
 from lrt_lens.moments.states._manifest import MANIFEST_NAME, StateManifest, hook_name
-from lrt_lens.moments.states._safetensors_store import IDS, STATES, natural_order
 from lrt_lens.moments.states._sequence import (
+    IDS,
+    STATES,
     StateSequence,
     as_states,
     checked_ids,
+    new_files,
     refuse_other_width,
     shown,
 )
@@ -60,43 +63,49 @@ class ParquetStore:
     manifest: StateManifest
     hooks: tuple[str, ...] = field(default=(), init=False)
     d_model: int = field(default=0, init=False)
+    kind: str = field(default="parquet", init=False)
     is_removable: bool = field(default=True, init=False)
-    _left: dict[Path, int] = field(default_factory=dict)
-    """Rows of each file that were not removed."""
+    is_iterator: bool = field(default=False, init=False)
+    has_documents: bool = field(default=False, init=False)
+    _left: dict[str, int] = field(default_factory=dict)
+    """Rows of each file that were not removed, by its name."""
+    _unfinished: list[str] = field(default_factory=list)
     _names: dict[str, str] = field(default_factory=dict)
     """Name of the column of each hook point, or ``hidden_states`` for all of them."""
-    _groups: "OrderedDict[tuple[Path, int], pa.Table]" = field(default_factory=OrderedDict)
+    _groups: "OrderedDict[tuple[Path, int, bool], pa.Table]" = field(default_factory=OrderedDict)
+    """Row groups that were read last; those of token ids alone are apart from whole ones."""
+    _lock: threading.RLock = field(default_factory=threading.RLock)
 
     @property
     def name(self) -> str:
         """Path of the folder."""
         return str(self.folder)
 
-    @property
-    def has_documents(self) -> bool:
-        """True if the files have a column of documents."""
-        files = self._files()
-        return bool(files) and DOCUMENT in self._schema(files[0]).names
-
     def expected(self) -> int | None:
         """Return the number of sequences of the manifest."""
         return self.manifest.n_sequences
 
     def unfinished(self) -> list[str]:
-        """Return the files that are not complete: without the bytes that end a parquet file."""
-        return [path.name for path in self._files() if not _is_complete(path)]
+        """Return the files without the bytes that end a parquet file, at the last look."""
+        return list(self._unfinished)
 
     def arrived(self) -> Iterator[StateSequence]:
         """Yield the rows of the files that are complete and were not yielded yet."""
-        for path in self._files():
-            if path in self._left or not _is_complete(path):
+        new = new_files(self.folder, ".parquet", self._left)
+        self._unfinished = []
+        for path in new:
+            state = file_state(path)
+            try:
+                file = pq.ParquetFile(path)
+            except (pa.ArrowInvalid, OSError):
+                self._unfinished.append(path.name)
                 continue
-            state, file = file_state(path), pq.ParquetFile(path)
-            self._left[path] = file.metadata.num_rows
+            self._left[path.name] = file.metadata.num_rows
             if not file.metadata.num_rows:
                 continue
             self._decide(path, file)
             names = [IDS, *([DOCUMENT] if DOCUMENT in file.schema_arrow.names else [])]
+            self.has_documents = self.has_documents or DOCUMENT in names
             for group in range(file.num_row_groups):
                 table = file.read_row_group(group, columns=names)
                 documents = table[DOCUMENT].to_pylist() if DOCUMENT in names else None
@@ -109,7 +118,7 @@ class ParquetStore:
 
     def ids(self, place: Any) -> np.ndarray:
         """Return the token ids of one row [token]."""
-        ids = self._group(place)[IDS][place.row].values
+        ids = self._group(place, is_whole=False)[IDS][place.row].values
         return checked_ids(np.asarray(ids), shown(place.path))
 
     def read(self, place: Any, hooks: Sequence[str]) -> dict[str, Tensor]:
@@ -128,16 +137,9 @@ class ParquetStore:
 
     def remove(self, place: Any) -> None:
         """Delete the file of a row once all of its rows were removed."""
-        self._left[place.path] -= 1
-        if not self._left[place.path]:
+        self._left[place.path.name] -= 1
+        if not self._left[place.path.name]:
             place.path.unlink(missing_ok=True)
-
-    def _files(self) -> list[Path]:
-        return sorted(self.folder.glob("*.parquet"), key=natural_order)
-
-    @staticmethod
-    def _schema(path: Path) -> pa.Schema:
-        return pq.read_schema(path)
 
     def _decide(self, path: Path, file: pq.ParquetFile) -> None:
         """Take hook points and width from the first file, and refuse other columns later."""
@@ -176,15 +178,20 @@ class ParquetStore:
                 f" {MANIFEST_NAME} names; it has {names}"
             )
 
-    def _group(self, place: _RowPlace) -> pa.Table:
-        key = place.path, place.group
+    def _group(self, place: _RowPlace, *, is_whole: bool = True) -> pa.Table:
+        """Return a row group, or its token ids alone."""
+        # Rows are read ahead in one thread while another asks for ids.
+        with self._lock:
+            return self._group_of(place, (place.path, place.group, is_whole))
+
+    def _group_of(self, place: _RowPlace, key: tuple[Path, int, bool]) -> pa.Table:
         if file_state(place.path) != place.state:
             raise FileFormatError(
                 f"{shown(place.path)} was changed while the harvest ran; let the writer finish, or"
                 " write under another name and rename"
             )
         if key not in self._groups:
-            columns = [IDS, *dict.fromkeys(self._names.values())]
+            columns = [IDS, *(dict.fromkeys(self._names.values()) if key[2] else ())]
             file = pq.ParquetFile(place.path)
             self._groups[key] = file.read_row_group(place.group, columns=columns)
             while len(self._groups) > _GROUPS_IN_MEMORY:
@@ -237,12 +244,3 @@ def _flat(column: pa.ChunkedArray, row: int, where: str) -> tuple[np.ndarray, tu
     if pa.types.is_nested(values.type) or not shape[0]:
         raise refusal
     return values.to_numpy(zero_copy_only=False), tuple(shape)
-
-
-def _is_complete(path: Path) -> bool:
-    """Return whether a file ends as parquet files do."""
-    try:
-        pq.read_metadata(path)
-    except (pa.ArrowInvalid, OSError):
-        return False
-    return True

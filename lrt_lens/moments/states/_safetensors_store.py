@@ -11,15 +11,14 @@ have changed since its token ids were read.
 Limits: one file must fit into memory.
 """
 
-import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.torch import load
 from torch import Tensor
 
 from lrt_lens._tensor_files import file_state
@@ -28,16 +27,16 @@ from lrt_lens.moments._rank_lock import is_locked
 from lrt_lens.moments.states._manifest import MANIFEST_NAME, StateManifest, hook_name
 from lrt_lens.moments.states._safetensors_header import read_header
 from lrt_lens.moments.states._sequence import (
+    IDS,
+    STATES,
     StateSequence,
     as_states,
     checked_ids,
+    new_files,
     refuse_other_width,
     shown,
     with_states,
 )
-
-STATES, IDS = "hidden_states", "token_ids"
-"""Names of the tensors of vLLM."""
 
 
 @dataclass(frozen=True)
@@ -68,41 +67,43 @@ class SafetensorsStore:
     """Widths and columns of the first file."""
     _names: dict[str, str] = field(default_factory=dict)
     """Name of the tensor of each hook point, where files name them."""
-    _has_documents: bool = False
+    kind: str = field(default="safetensors", init=False)
     is_removable: bool = field(default=True, init=False)
+    is_iterator: bool = field(default=False, init=False)
+    has_documents: bool = field(default=False, init=False)
+    _unfinished: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.has_documents = self.manifest.has_documents
 
     @property
     def name(self) -> str:
         """Path of the folder."""
         return str(self.folder)
 
-    @property
-    def has_documents(self) -> bool:
-        """True if the files name their documents in their metadata."""
-        return self.manifest.has_documents or self._has_documents
-
     def expected(self) -> int | None:
         """Return the number of sequences of the manifest."""
         return self.manifest.n_sequences
 
     def unfinished(self) -> list[str]:
-        """Return the files that are not complete."""
-        return [
-            path.name
-            for path in self._files()
-            if path.name not in self._seen and self._opened(path) is None
-        ]
+        """Return the files that were not complete at the last look."""
+        return list(self._unfinished)
 
     def arrived(self) -> Iterator[StateSequence]:
         """Yield the files that are complete and were not yielded yet, in the order of names."""
-        for path in self._files():
-            if path.name not in self._seen and (sequence := self._opened(path)) is not None:
+        new = new_files(self.folder, ".safetensors", self._seen)
+        self._unfinished = []
+        for path in new:
+            if (sequence := self._opened(path)) is None:
+                self._unfinished.append(path.name)
+            else:
                 self._seen.add(path.name)
                 yield sequence
 
     def ids(self, place: Any) -> np.ndarray:
         """Return the token ids in one file [token]."""
-        ids = read_header(place.path).array(IDS)
+        with _unchanged(place) as file:
+            ids = read_header(place.path, file).array(IDS, file)
         return checked_ids(ids, shown(place.path))[: place.n_tokens]
 
     def read(self, place: Any, hooks: Sequence[str]) -> dict[str, Tensor]:
@@ -111,27 +112,19 @@ class SafetensorsStore:
         Raises:
             FileFormatError: it was changed or removed after its ids had been read.
         """
-        path, where = place.path, shown(place.path)
-        try:
-            if file_state(path) != place.state:
-                raise _changed(path)
-            tensors = load(path.read_bytes())
-        except FileNotFoundError as error:
-            raise FileFormatError(f"{where} was removed while the harvest ran") from error
-        except SafetensorError as error:
-            raise _changed(path) from error
-        if STATES not in tensors:
-            return {hook: as_states(tensors[self._names[hook]], where) for hook in hooks}
-        states = as_states(tensors[STATES], where)[: place.n_tokens]
+        where = shown(place.path)
+        with _unchanged(place) as file:
+            header = read_header(place.path, file)
+            if STATES not in header.entries:
+                names = {hook: self._names[hook] for hook in hooks}
+                return {hook: as_states(header.tensor(names[hook], file), where) for hook in hooks}
+            states = as_states(header.tensor(STATES, file), where)[: place.n_tokens]
         return {hook: states[:, self.hooks.index(hook)] for hook in hooks}
 
     def remove(self, place: Any) -> None:
         """Delete a file, and the lock that vLLM leaves beside it."""
         place.path.unlink(missing_ok=True)
         _lock_of(place.path).unlink(missing_ok=True)
-
-    def _files(self) -> list[Path]:
-        return sorted(self.folder.glob("*.safetensors"), key=natural_order)
 
     def _opened(self, path: Path) -> StateSequence | None:
         """Return the sequence in a file after checks of its names and shapes; None if unfinished.
@@ -142,16 +135,17 @@ class SafetensorsStore:
         if _is_being_written(path):
             return None
         try:
-            state = file_state(path)
-            header = read_header(path)
-            shapes = header.shapes
-            if IDS not in shapes:
-                raise FileFormatError(
-                    f"{where} has the tensors {sorted(shapes)[:5]} and no {IDS!r}; expected"
-                    f" {IDS!r} [token] and {STATES!r} [token, layer, d]"
-                )
-            ids = checked_ids(header.array(IDS), where)
-            del shapes[IDS]
+            with open(path, "rb") as file:
+                state = file_state(file.fileno())
+                header = read_header(path, file)
+                shapes = header.shapes
+                if IDS not in shapes:
+                    raise FileFormatError(
+                        f"{where} has the tensors {sorted(shapes)[:5]} and no {IDS!r}; expected"
+                        f" {IDS!r} [token] and {STATES!r} [token, layer, d]"
+                    )
+                ids = checked_ids(header.array(IDS, file), where)
+                del shapes[IDS]
         except (SafetensorError, FileNotFoundError):
             return None
         if file_state(path) != state:  # written between the two: it is looked at again
@@ -159,7 +153,7 @@ class SafetensorsStore:
         n_states = self._check(shapes, where)
         ids = with_states(ids, n_states, where)
         document = header.metadata.get("document")
-        self._has_documents = document is not None or self._has_documents
+        self.has_documents = document is not None or self.has_documents
         return StateSequence(ids, _FilePlace(path, state, len(ids)), path.name, document)
 
     def _check(self, shapes: dict[str, list[int]], where: str) -> int:
@@ -221,10 +215,20 @@ class SafetensorsStore:
             )
 
 
-def natural_order(path: Path) -> list[tuple[int, int | str]]:
-    """Return a key that sorts names with numbers by these numbers: 2 before 10."""
-    pieces = re.split(r"(\d+)", path.name)
-    return [(0, int(piece)) if piece.isdecimal() else (1, piece) for piece in pieces]
+@contextmanager
+def _unchanged(place: _FilePlace) -> Iterator[BinaryIO]:
+    """Open a file, and refuse one that was changed since its ids were read, or is meanwhile."""
+    try:
+        with open(place.path, "rb") as file:
+            if file_state(file.fileno()) != place.state:
+                raise _changed(place.path)
+            yield file
+            if file_state(file.fileno()) != place.state:
+                raise _changed(place.path)
+    except FileNotFoundError as error:
+        raise FileFormatError(f"{shown(place.path)} was removed while the harvest ran") from error
+    except SafetensorError as error:
+        raise _changed(place.path) from error
 
 
 def _lock_of(path: Path) -> Path:

@@ -10,7 +10,9 @@ their token ids alone, and reads the states of one of them when its rows are nee
 Limits: ids and states of one sequence fit into memory.
 """
 
-from collections.abc import Iterator, Sequence
+import os
+import re
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -20,6 +22,9 @@ import torch
 from torch import Tensor
 
 from lrt_lens.errors import FileFormatError, MismatchError
+
+STATES, IDS = "hidden_states", "token_ids"
+"""Names of the tensors of vLLM, and of the columns of tables and arrays."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,17 +48,18 @@ class StateStore(Protocol):
     hooks: tuple[str, ...]
     """Hook points whose states are kept."""
     d_model: int
+    kind: str
+    """Kind of the files, for a run that resumes after all of them were deleted."""
     is_removable: bool
     """True if sequences can be deleted one by one."""
+    is_iterator: bool
+    """True if the sequences come from an iterator, which is read again if a run resumes."""
+    has_documents: bool
+    """True if sequences have ids of documents, as far as they have arrived."""
 
     @property
     def name(self) -> str:
         """Name for messages, such as the path of a folder."""
-        ...
-
-    @property
-    def has_documents(self) -> bool:
-        """True if sequences have ids of documents."""
         ...
 
     def arrived(self) -> Iterator[StateSequence]:
@@ -65,7 +71,7 @@ class StateStore(Protocol):
         ...
 
     def unfinished(self) -> list[str]:
-        """Return what is still being written, for messages."""
+        """Return what the last look of `arrived` found incomplete, for messages."""
         ...
 
     def ids(self, place: Any) -> np.ndarray:
@@ -147,6 +153,24 @@ def refuse_other_width(width: int, expected: int, where: str, others: str) -> No
             f"the states of {where} have width {width}, and those of {others} {expected}; expected"
             " the states of one model: keep those of other models in another folder"
         )
+
+
+def new_files(folder: Path, ending: str, known: Collection[str]) -> list[Path]:
+    """Return the files of a folder whose names end so and are not known, in natural order."""
+    # Only names that are new are made into paths and sorted: a folder is looked at many times.
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if entry.name.endswith(ending)]
+    except FileNotFoundError:
+        return []
+    new = [name for name in names if name not in known]
+    return [folder / name for name in sorted(new, key=_natural_order)]
+
+
+def _natural_order(name: str) -> list[tuple[int, int | str]]:
+    """Return a key that sorts names with numbers by these numbers: 2 before 10."""
+    pieces = re.split(r"(\d+)", name)
+    return [(0, int(piece)) if piece.isdecimal() else (1, piece) for piece in pieces]
 
 
 def shown(path: Path) -> str:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from lrt_lens.data._windows import Block, Window
-from lrt_lens.errors import HookPointError, MismatchError
+from lrt_lens.errors import FileFormatError, HookPointError, MismatchError
 from lrt_lens.models._hook_points import EMBED, RESIDUAL, depth, place
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._identity import ModelIdentity
@@ -32,7 +32,9 @@ from lrt_lens.models._text_reader import TextReader
 from lrt_lens.moments._block_rows import Role
 from lrt_lens.moments.states._arrivals import Arrivals, Found
 from lrt_lens.moments.states._folder import StateFolder
+from lrt_lens.moments.states._ledger import Ledger
 from lrt_lens.moments.states._manifest import read_manifest
+from lrt_lens.moments.states._reading import BlockReading, GatheredRows
 from lrt_lens.moments.states._sequence import StateStore
 from lrt_lens.moments.states._stream import StateStream
 from lrt_lens.moments.states._verification import refuse_shifted_embedding, verify_states
@@ -54,6 +56,16 @@ class UnknownTokenizer:
     def decode(self, ids: Sequence[int], **_: Any) -> str:
         """Return the ids as text."""
         return f"tokens {' '.join(map(str, ids))}"
+
+
+@dataclass(frozen=True)
+class _Ahead:
+    """Rows of a block that are being read, and the sequences that they are of."""
+
+    index: int
+    """Number of the block."""
+    places: list[Found]
+    reading: BlockReading
 
 
 @dataclass
@@ -79,9 +91,12 @@ class StoredSide:
     """The other side, whose tokenizer is this one's if this one's is not known."""
     bos_policy: bool | None = None
     """BOS policy that comes with the states; it counts with the tokenizer of the other side too."""
+    ledger: Ledger | None = None
+    """File that must be on the disk before a sequence is deleted."""
     _read: dict[int, list[Found]] = field(default_factory=dict)
     """Sequences of each block that was read and not yet deleted."""
     _is_checked: bool = False
+    _ahead: _Ahead | None = None
 
     @classmethod
     def of(
@@ -105,11 +120,13 @@ class StoredSide:
             ValueError: sequences are to be deleted from a store that cannot.
         """
         about: Any = states.manifest if isinstance(states, StateFolder) else states
-        store = states.open()
+        kind = before.get("kind") if before else None
+        store = states.open(kind) if isinstance(states, StateFolder) else states.open()
         arrivals = Arrivals(store, wait)
         first = arrivals.first(is_needed=before is None)
         if first is None and before is not None:
             store.hooks, store.d_model = tuple(before["hooks"]), before["d_model"]
+            store.has_documents = before.get("has_documents", store.has_documents)
         if model is not None:
             _refuse_other_model(store, model)
         if consume and not store.is_removable:
@@ -153,9 +170,15 @@ class StoredSide:
 
     @property
     def description(self) -> dict[str, Any]:
-        """Hook points, width and precision, for a run that resumes after all was deleted."""
+        """Facts about the files for a run that resumes after all of them were deleted."""
         store = self.arrivals.store
-        return {"hooks": list(store.hooks), "d_model": store.d_model, "dtype": self.dtype}
+        return {
+            "hooks": list(store.hooks),
+            "d_model": store.d_model,
+            "dtype": self.dtype,
+            "kind": store.kind,
+            "has_documents": store.has_documents,
+        }
 
     def borrow_tokenizer(self, other: Any) -> None:
         """Use the tokenizer of the other side, with the BOS policy of these states."""
@@ -244,34 +267,81 @@ class StoredSide:
             MismatchError: there is no sequence of a window, or its states are those of another
                 hook point or position.
         """
-        store, kept = self.arrivals.store, {place(hook): hook for hook in self.arrivals.store.hooks}
-        stored = {hook: kept[place(hook)] for hook in hooks if place(hook) in kept}
-        gathered = {hook: _GatheredRows(block.n_rows) for hook in hooks}
-        windows = [window.read_by(role) for window in order]
-        places = self._claimed([self._find(window, role) for window in windows])
-        if not self._is_checked:
-            self._check(windows, places)
-        for window, found in zip(windows, places, strict=True):
-            states = store.read(found.place, list(dict.fromkeys(stored.values())))
-            rows = torch.from_numpy(window.rows)
-            for hook, name in stored.items():
-                gathered[hook].add(states[name], rows)
-            for hook in hooks:
-                if hook not in stored:
-                    gathered[hook].add(self._embedded(window), rows)
-        self._read[block.index] = places
+        windows, stored = [window.read_by(role) for window in order], self._stored(hooks)
+        ahead, self._ahead = self._ahead, None
+        if ahead is None or ahead.index != block.index:
+            places = self._claimed([self._find(window, role) for window in windows])
+            if not self._is_checked:
+                self._check(windows, places)
+            ahead = self._reading(stored, block, windows, places)
+        read = ahead.reading.result()
+        rows = {hook: read[stored[hook]] for hook in hooks if hook in stored}
+        if any(hook not in stored for hook in hooks):
+            rows[EMBED] = self._embeddings(windows, block.n_rows)
+        self._read[block.index] = ahead.places
+        for found in ahead.places:
+            self.arrivals.use(found)
         self._forget_streamed(block.index)
-        return {hook: rows.whole for hook, rows in gathered.items()}
+        return {hook: rows[hook if hook in stored else EMBED] for hook in hooks}
+
+    def read_ahead(
+        self, hooks: Sequence[str], block: Block, order: Sequence[Window], role: Role
+    ) -> None:
+        """Begin to read, in a thread, the rows for which `block_rows` will be asked next.
+
+        Nothing is read if a sequence has not arrived, or will be deleted with another window.
+        """
+        # An iterator is not read before its time: it may be a model that runs here.
+        if not self.keeps_files or not self._is_checked or self._ahead is not None:
+            return
+        windows = [window.read_by(role) for window in order]
+        try:
+            known = [self.arrivals.known(_ids_of(window)) for window in windows]
+        except FileFormatError:  # raised again when the rows are asked for
+            return
+        found = [one for one in known if one is not None]
+        if len(found) < len(known):
+            return
+        places = self._claimed(found)
+        if self.consume and any(one.is_whole and not one.is_own for one in places):
+            for one in places:
+                self.arrivals.unclaim(one)
+            return
+        self._ahead = self._reading(self._stored(hooks), block, windows, places)
+        self._ahead.reading.start()
+
+    def stop_reading(self) -> None:
+        """End the thread that reads ahead."""
+        if self._ahead is not None:
+            self._ahead.reading.stop()
+            self._ahead = None
+
+    def _stored(self, hooks: Sequence[str]) -> dict[str, str]:
+        """Return the name in the store of each hook point; those that are not kept are left out."""
+        kept = {place(hook): hook for hook in self.arrivals.store.hooks}
+        return {hook: kept[place(hook)] for hook in hooks if place(hook) in kept}
+
+    def _reading(
+        self,
+        stored: Mapping[str, str],
+        block: Block,
+        windows: Sequence[Window],
+        places: list[Found],
+    ) -> _Ahead:
+        sequences = [
+            (found.place, window.rows) for window, found in zip(windows, places, strict=True)
+        ]
+        names = list(dict.fromkeys(stored.values()))
+        reading = BlockReading(self.arrivals.store, names, sequences, block.n_rows)
+        return _Ahead(block.index, places, reading)
 
     def skip(self, block: Block, order: Sequence[Window], role: Role) -> None:
         """Mark the sequences of a block as used, whose rows are in the moments already."""
-        if not self.consume:
-            return
         windows = [window.read_by(role) for window in order]
         if self.keeps_files:
             # What is left with these tokens may be of a copy that is to come.
             for window in windows:
-                self.arrivals.release_late(np.asarray(window.ids, dtype=np.int64))
+                self.arrivals.pass_by(_ids_of(window), consume=self.consume)
             return
         # An iterator gives all sequences again.
         self._read[block.index] = self._claimed([self._find(window, role) for window in windows])
@@ -282,7 +352,10 @@ class StoredSide:
         if not self.consume:
             self._read.clear()
             return
-        for index in sorted(set(finished) & self._read.keys()):
+        indices = sorted(set(finished) & self._read.keys())
+        if indices and self.ledger is not None:
+            self.ledger.sync()
+        for index in indices:
             for found in self._read.pop(index):
                 self.arrivals.release(found)
 
@@ -290,12 +363,14 @@ class StoredSide:
         """Delete what could not be deleted earlier, after a harvest that came to its end."""
         if self.consume and self.keeps_files:
             self.delete(list(self._read))
+            if self.ledger is not None:
+                self.ledger.sync()
             self.arrivals.close()
 
     @property
     def keeps_files(self) -> bool:
         """False for an iterator, which is read again from its beginning if a run resumes."""
-        return not hasattr(self.arrivals.store, "buffer_bytes")
+        return not self.arrivals.store.is_iterator
 
     def _forget_streamed(self, index: int) -> None:
         """Forget the sequences of an iterator: it is read again from its beginning anyway."""
@@ -309,12 +384,16 @@ class StoredSide:
         """Return the sequences, each claimed for its window if it is deleted later."""
         return [self.arrivals.claim(one) for one in found] if self.consume else found
 
-    def _embedded(self, window: Window) -> Tensor:
-        """Return the embedding of a window's tokens by the real model, [token, d]."""
+    def _embeddings(self, windows: Sequence[Window], n_rows: int) -> Tensor:
+        """Return the embeddings of the rows of some windows by the real model, [row, d]."""
         if self.model is None:
             raise HookPointError(f"{self.name!r} has no states at {EMBED!r}")
-        tokens = self.model.pad([window.ids])
-        return self.model.engine.capture(tokens, [EMBED])[EMBED][0].to(self.device)
+        gathered = GatheredRows(n_rows)
+        for window in windows:
+            tokens = self.model.pad([window.ids])
+            states = self.model.engine.capture(tokens, [EMBED])[EMBED][0].to(self.device)
+            gathered.add(states, torch.from_numpy(window.rows))
+        return gathered.whole
 
     def _check(self, windows: Sequence[Window], places: Sequence[Found]) -> None:
         """Compare the states of the first sequences with the real model, or with themselves."""
@@ -329,6 +408,10 @@ class StoredSide:
             verify_states(texts, self.model, store.name)
         elif EMBED in store.hooks:
             refuse_shifted_embedding([(ids, rows[EMBED]) for ids, rows in texts], store.name)
+
+
+def _ids_of(window: Window) -> np.ndarray:
+    return np.asarray(window.ids, dtype=np.int64)
 
 
 def _refuse_deeper(name: str, deepest: int, n_layers: int) -> None:
@@ -364,24 +447,3 @@ def _named_tokenizer(states: StateFolder | StateStream) -> Any:
     except ValueError as error:
         logger.info("the tokenizer of %r is not known: %s", manifest.model, error)
         return None
-
-
-class _GatheredRows:
-    """Rows of a block, gathered from its sequences into one tensor [row, d]."""
-
-    def __init__(self, n_rows: int) -> None:
-        self.whole = torch.empty(0)
-        self._n_rows, self._begin = n_rows, 0
-
-    def add(self, states: Tensor, rows: Tensor) -> None:
-        """Add some rows of a sequence [token, d], in a precision that holds those of all."""
-        if not self._begin:
-            self.whole = states.new_empty(self._n_rows, states.shape[1])
-        dtype = torch.promote_types(self.whole.dtype, states.dtype)
-        if dtype != self.whole.dtype:
-            self.whole = self.whole.to(dtype)
-        # Written in place: joining the rows of all sequences would need twice the memory.
-        end = self._begin + len(rows)
-        there = rows.to(states.device)
-        torch.index_select(states.to(dtype), 0, there, out=self.whole[self._begin : end])
-        self._begin = end

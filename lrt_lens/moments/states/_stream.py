@@ -78,7 +78,9 @@ class StreamStore:
     hooks: tuple[str, ...] = field(default=(), init=False)
     d_model: int = field(default=0, init=False)
     has_documents: bool = field(default=False, init=False)
+    kind: str = field(default="iterator", init=False)
     is_removable: bool = field(default=True, init=False)
+    is_iterator: bool = field(default=True, init=False)
     _waiting: dict[int, dict[str, Tensor] | Path] = field(default_factory=dict)
     _ids: dict[int, np.ndarray] = field(default_factory=dict)
     _n_bytes: int = 0

@@ -33,6 +33,11 @@ def test_a_header_is_that_of_safetensors(path: Path) -> None:
         assert header.metadata == file.metadata()
     for name in set(TENSORS) - {"hidden_states"}:
         np.testing.assert_array_equal(header.array(name), TENSORS[name].numpy())
+    with open(path, "rb") as file:
+        for name, tensor in TENSORS.items():
+            read = header.tensor(name, file)
+            assert read.dtype == tensor.dtype
+            assert torch.equal(read, tensor)
 
 
 def test_a_type_that_numpy_does_not_know_is_refused(path: Path) -> None:
