@@ -34,6 +34,7 @@ from lrt_lens.cli._report import ReportRuns
 from lrt_lens.cli._states import States
 from lrt_lens.cli._survey import SurveyPairs
 from lrt_lens.cli._transfer import Transfer
+from lrt_lens.cli._update import UpdateModel
 from lrt_lens.moments._interrupts import Interrupts
 
 COMMANDS: tuple[type[Command], ...] = (
@@ -51,6 +52,7 @@ COMMANDS: tuple[type[Command], ...] = (
     EvaluateProbe,
     EvaluateSAE,
     EvaluateStitch,
+    UpdateModel,
     Export,
     Import,
     ReportRuns,

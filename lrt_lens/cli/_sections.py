@@ -192,6 +192,17 @@ def _loss(content: Content) -> "Iterator[Block]":
     yield Plot(stitch_loss_figure(frame_of(content["stitched_loss_arms"])))
 
 
+def _update(content: Content) -> "Iterator[Block]":
+    from lrt_lens.figures._template import with_counts
+    from lrt_lens.figures._update import update_figure
+    from lrt_lens.report._html import Paragraph, Plot
+
+    yield Paragraph(_UPDATE)
+    if content.get("update"):
+        figure = update_figure(frame_of(content["update_summary"]), frame_of(content["update"]))
+        yield Plot(with_counts(figure, {"fitting tokens": content.get("n_tokens")}))
+
+
 def _nothing(content: Content) -> "Iterator[Block]":
     del content
     yield from ()
@@ -214,6 +225,11 @@ _LOSS = (
     "Next-token loss of a pass that one model (A, the source; B, the target) begins and the other "
     "finishes. own: the finishing model untouched; mean, zero, shuffled and token: controls."
 )
+_UPDATE = (
+    "Artefacts of the old revision in the new one. frozen: as they are; mean_shift, procrustes and "
+    "repaired: through a shift, a rotation and a fitted map, without labels; relearnt: learnt "
+    "again; shuffled: through a map of shuffled pairs. kept and rho: predicted from moments alone."
+)
 _ABOUT = (
     "schema_version",
     "versions",
@@ -222,6 +238,7 @@ _ABOUT = (
     "pair",
     "chance",
     "n_test",
+    "n_tokens",
     "seconds",
 )
 """Keys that are no tables."""
@@ -239,6 +256,8 @@ _CAPTIONS = {
     "sae": "All arms",
     "stitched_loss": "Untouched models and routes",
     "stitched_loss_arms": "All arms",
+    "update_summary": "Verdict of each artefact",
+    "update": "All arms",
     "runs": "Runs on this page",
 }
 """Captions of tables by their names."""
@@ -251,5 +270,6 @@ _SECTIONS: tuple[tuple[str, tuple[str, ...], Any], ...] = (
     ("Steering at equal damage", ("steering_summary", "steering"), _steering),
     ("Probes", ("probes_summary", "probes"), _probes),
     ("SAE", ("sae",), _sae),
+    ("After the update", ("update_summary", "update"), _update),
 )
 """Titles of sections, with the tables that they show and the function that draws their figures."""

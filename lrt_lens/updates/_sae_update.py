@@ -33,8 +33,8 @@ def sae_hook(sae: Any) -> str:
     hook = getattr(metadata, "hook_name", None)
     if not isinstance(hook, str):
         raise TypeError(
-            f"a {type(sae).__name__} cannot be updated; give a LinearProbe, a SteeringVector, or an "
-            "SAE of SAELens that names its hook point"
+            f"a {type(sae).__name__} cannot be updated; give a LinearProbe, SteeringVector, or "
+            "an SAE of SAELens that names its hook point"
         )
     return hook
 

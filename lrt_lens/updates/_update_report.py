@@ -1,5 +1,6 @@
 """Result of `update`: a verdict per artefact, the numbers behind it, the repaired artefacts."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ import pandas as pd
 
 from lrt_lens._repr_html import card, facts, note, table
 from lrt_lens._short_repr import ShortRepr
+from lrt_lens.adapters.probes._linear_probe import LinearProbe
+from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.figures._template import count_range, rows_where, with_counts
 from lrt_lens.figures._update import update_figure
 from lrt_lens.models._pair import ModelPair
@@ -142,6 +145,22 @@ class UpdateReport(ShortRepr):
             sections.insert(1, Section("Measured", measured))
         old, new = self.names
         return render_html("After the update", sections, subtitle=f"{old} → {new}")
+
+    def save_repaired(self, folder: str | Path) -> dict[str, Path]:
+        """Write every repaired artefact into a folder and return its path by name.
+
+        Probes and vectors are one safetensors file each, SAEs a folder of SAELens.
+        """
+        folder, written = Path(folder), dict[str, Path]()
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, artefact in self.repaired.items():
+            place = folder / re.sub(r"[^\w.-]+", "-", name)
+            if isinstance(artefact, LinearProbe | SteeringVector):
+                written[name] = artefact.save(place.with_name(f"{place.name}.safetensors"))
+            else:
+                artefact.save_model(str(place))
+                written[name] = place
+        return written
 
     def save(self, path: str | Path) -> Path:
         """Write the page to a file that loads nothing from the network, and return its path."""

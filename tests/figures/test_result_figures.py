@@ -62,6 +62,7 @@ from lrt_lens.stitching import (
     Survey,
     map_diagnostics,
 )
+from lrt_lens.updates import UpdateReport
 from tests.figures.counts import counts_of
 
 SOURCE, TARGET = "blocks.2.hook_resid_post", "blocks.3.hook_resid_post"
@@ -523,7 +524,24 @@ def model_diff() -> ModelDiff:
     return ModelDiff(pd.DataFrame(rows), {}, SOURCE, TARGET, {}, 1000, {})
 
 
+def update_report() -> UpdateReport:
+    arms = ("old", "frozen", "repaired", "relearnt", "shuffled")
+    rows = [
+        {"artefact": name, "arm": arm, "measure": measure}
+        | around("value", 0.8, ends=("low", "high"))
+        for name, measure in (("probe 1", "auroc"), ("probe 2", "auroc"), ("mood", "effect"))
+        for arm in arms
+    ]
+    summary = [
+        {"artefact": "probe 1", "measure": "auroc", "n": 60},
+        {"artefact": "probe 2", "measure": "auroc", "n": 60},
+        {"artefact": "mood", "measure": "effect", "n": 40},
+    ]
+    return UpdateReport(pd.DataFrame(summary), pd.DataFrame(rows), {}, {}, n_tokens=1000)
+
+
 FIGURES: dict[str, Any] = {
+    "UpdateReport": lambda: update_report().figure(),
     "ModelDiff": lambda: model_diff().figure(),
     "SteeringEvaluation": lambda: steering().figure(),
     "SteeringEvaluation curves": lambda: steering().figure("curves"),
@@ -681,6 +699,7 @@ COUNTS = {
     "FeatureEvaluation attention": "2 features, 64 examples of each",
     "Calibration": "16 neutral texts",
     "ModelDiff": "1,000 tokens",
+    "UpdateReport": "40–60 texts or items, 1,000 fitting tokens",
 }
 """Text after "n =" in the line under the title of each figure."""
 LONGEST_LINE = 58
