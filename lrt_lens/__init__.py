@@ -45,6 +45,7 @@ _PACKAGES = (
     "adapters.layers",
     "diffing",
     "updates",
+    "domains",
     "serving",
     "baselines",
     "bundled",

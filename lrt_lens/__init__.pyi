@@ -4,6 +4,7 @@ from . import adapters as adapters
 from . import baselines as baselines
 from . import data as data
 from . import diffing as diffing
+from . import domains as domains
 from . import errors as errors
 from . import models as models
 from . import moments as moments
@@ -29,6 +30,7 @@ from .bundled import demo_texts as demo_texts
 from .data import ChoiceItems as ChoiceItems
 from .data import ContrastSet as ContrastSet
 from .diffing import diff as diff
+from .domains import domain_matrix as domain_matrix
 from .exploration import explore as explore
 from .models import HookedModel as HookedModel
 from .models import ModelPair as ModelPair

@@ -54,6 +54,7 @@ ORDER = (
     "adapters.layers",
     "diffing",
     "updates",
+    "domains",
     "serving",
     "baselines",
     "bundled",

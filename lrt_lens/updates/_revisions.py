@@ -25,7 +25,7 @@ Limits: both revisions need one width and one tokenizer.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -42,26 +42,11 @@ from lrt_lens.stitching._fit import fit_grid
 from lrt_lens.stitching._stitch import Stitch
 from lrt_lens.stitching.solvers._procrustes import Procrustes
 from lrt_lens.stitching.solvers._ridge import Ridge
+from lrt_lens.updates._prediction import Prediction
 from lrt_lens.updates._update_settings import UpdateSettings
 
 REPAIRS = ("mean_shift", "procrustes", "repaired")
 """Arms that change an artefact without labels, the simplest first."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """Predictions of the moments for one artefact, before any label."""
-
-    kept: float
-    """Correlation of what the frozen artefact reads in both revisions."""
-    moved: float
-    """Share of its variance that moved; NaN for a written direction."""
-    rho: float
-    """Fidelity of the repaired artefact."""
-    rho_low: float
-    """Lower end of its 95% interval."""
-    rho_high: float
-    """Upper end of its 95% interval."""
 
 
 class Revisions:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lrt_lens.statistics._intervals import NOTHING, Interval
-from lrt_lens.updates._revisions import Prediction
+from lrt_lens.updates._prediction import Prediction
 from lrt_lens.updates._update_settings import UpdateSettings
 
 Verdict = Literal["keep", "repair", "relearn"]

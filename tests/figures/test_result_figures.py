@@ -49,6 +49,7 @@ from lrt_lens.adapters.vectors import (
 )
 from lrt_lens.baselines import FamilyBaselines
 from lrt_lens.diffing import ModelDiff
+from lrt_lens.domains import DomainMatrix
 from lrt_lens.figures import TEMPLATE_NAME
 from lrt_lens.moments import Scatter
 from lrt_lens.moments._scatter import DenseSecondMoment
@@ -540,7 +541,17 @@ def update_report() -> UpdateReport:
     return UpdateReport(pd.DataFrame(summary), pd.DataFrame(rows), {}, {}, n_tokens=1000)
 
 
+def domains() -> DomainMatrix:
+    names = ("stories", "reviews")
+    rows = [
+        {"fitted_on": a, "scored_on": b, "r2": 0.5, "auroc_share": 0.9, "n_test": 1000}
+        for a, b in itertools.product(names, names)
+    ]
+    return DomainMatrix(pd.DataFrame(rows), pd.DataFrame(), {}, {})
+
+
 FIGURES: dict[str, Any] = {
+    "DomainMatrix": lambda: domains().figure(),
     "UpdateReport": lambda: update_report().figure(),
     "ModelDiff": lambda: model_diff().figure(),
     "SteeringEvaluation": lambda: steering().figure(),
@@ -699,6 +710,7 @@ COUNTS = {
     "FeatureEvaluation attention": "2 features, 64 examples of each",
     "Calibration": "16 neutral texts",
     "ModelDiff": "1,000 tokens",
+    "DomainMatrix": "1,000 test tokens",
     "UpdateReport": "40–60 texts or items, 1,000 fitting tokens",
 }
 """Text after "n =" in the line under the title of each figure."""
