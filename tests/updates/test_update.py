@@ -5,11 +5,13 @@ every artefact is lost as it is, and a rotation repairs it exactly.
 """
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from sae_lens import StandardSAE, StandardSAEConfig
 from sklearn.metrics import roc_auc_score
 
 import lrt_lens as lrt
@@ -204,3 +206,36 @@ def test_what_is_no_update_is_refused(
         lrt.update(old, new, ["probe"], corpus, **OPTIONS)
     with pytest.raises(ValueError, match="several artefacts"):
         lrt.update(old, new, [probes[0], probes[0]], corpus, **OPTIONS)
+
+
+def test_an_sae_is_repaired_after_a_rotation(
+    old: HookedModel, new: HookedModel, corpus: list[str], tmp_path: Path
+) -> None:
+    # An encoder and a decoder of single dimensions: it reconstructs every state in its own basis.
+    d = old.d_model
+    sae = StandardSAE(StandardSAEConfig(d_in=d, d_sae=2 * d))
+    eye = torch.eye(d)
+    sae.W_enc.data = torch.cat([eye, -eye], 1)
+    sae.W_dec.data = torch.cat([eye, -eye])
+    # A threshold on every feature, so that the codes depend on the basis.
+    sae.b_enc.data = torch.full((2 * d,), -0.3)
+    sae.b_dec.data = torch.zeros(d)
+    sae.cfg.metadata.hook_name = "blocks.1.hook_resid_post"
+    report = lrt.update(
+        old, new, sae.eval(), corpus, sae_documents=corpus, n_sae_tokens=800, **OPTIONS
+    )
+    rows = report.table.set_index(["arm", "measure"])["value"]
+    assert rows["repaired", "fvu"] == pytest.approx(rows["old", "fvu"], rel=0.05)
+    assert rows["shuffled", "fvu"] > rows["frozen", "fvu"] * 0.5
+    assert report.summary["old"].iloc[0] == rows["old", "fvu"]
+    assert {arm for arm, _ in rows.index} == {
+        "old",
+        "frozen",
+        "mean_shift",
+        "procrustes",
+        "repaired",
+        "shuffled",
+    }
+    assert report.save_repaired(tmp_path)["sae"].joinpath("cfg.json").exists()
+    predicted = lrt.update(old, new, sae, corpus, **OPTIONS).summary.iloc[0]
+    assert predicted["verdict"] == predicted["predicted"] == "repair"
