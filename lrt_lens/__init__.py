@@ -70,6 +70,8 @@ provide(
         "ModelDiff.read": "lrt_lens.diffing:read_diff",
         "StitchGrid.compare": "lrt_lens.stitching:compare_solvers",
         "Stitch.transfer SteeringVector": "lrt_lens.adapters.vectors._transfer:transfer_vector",
+        "Stitch.transfer SteeringSubspace": "lrt_lens.adapters.vectors._subspace_transfer:"
+        "transfer_subspace",
         "Stitch.transfer sae_lens": "lrt_lens.adapters.saes:transfer_sae",
         "SteeringVector.load": "lrt_lens.serving:import_vector",
         "SteeringVector.export": "lrt_lens.serving:export_vectors",

@@ -41,6 +41,8 @@ MEASURE_NAMES: dict[str, str] = {
     "cca": "CCA (mean)",
     "svcca": "SVCCA (mean)",
     "procrustes": "Procrustes",
+    "cka_differences": "CKA of contrast differences",
+    "cka_states": "CKA of states",
 }
 """Titles of measures; any other measure is shown under its own name."""
 

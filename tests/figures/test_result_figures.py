@@ -45,6 +45,7 @@ from lrt_lens.adapters.vectors import (
     ClampEvaluation,
     PropensityEvaluation,
     SteeringEvaluation,
+    SubspaceFidelity,
     TransferComparison,
 )
 from lrt_lens.baselines import FamilyBaselines
@@ -550,9 +551,20 @@ def domains() -> DomainMatrix:
     return DomainMatrix(pd.DataFrame(rows), pd.DataFrame(), {}, {})
 
 
+def subspace() -> SubspaceFidelity:
+    rows = [
+        {"measure": measure, "direction": i, "value": 0.9 / i}
+        | around("random_mean", 0.3 / i, 0.1 / i, ends=("random_low", "random_high"))
+        for measure in ("correlation", "angle")
+        for i in range(1, 4)
+    ]
+    return SubspaceFidelity(pd.DataFrame(rows), "write", None, 1000, 100)
+
+
 FIGURES: dict[str, Any] = {
     "DomainMatrix": lambda: domains().figure(),
     "UpdateReport": lambda: update_report().figure(),
+    "SubspaceFidelity": lambda: subspace().figure(),
     "ModelDiff": lambda: model_diff().figure(),
     "SteeringEvaluation": lambda: steering().figure(),
     "SteeringEvaluation curves": lambda: steering().figure("curves"),
@@ -670,6 +682,7 @@ def is_of_names(figure: go.Figure, name: str) -> bool:
 
 
 COUNTS = {
+    "SubspaceFidelity": "1,000 held-out tokens, 100 random subspaces",
     "SteeringEvaluation": "48 items, 16 neutral texts",
     "SteeringEvaluation curves": "48 items, 16 neutral texts",
     "SteeringEvaluation damage": "48 items, 16 neutral texts",

@@ -15,6 +15,8 @@ from ._clamping import frequency_trend as frequency_trend
 from ._compared_continuations import ComparedContinuations as ComparedContinuations
 from ._compared_continuations import ComparedContinuationsSettings as ComparedContinuationsSettings
 from ._compared_continuations import compare_continuations as compare_continuations
+from ._contrast_cka import ContrastCkaSettings as ContrastCkaSettings
+from ._contrast_cka import contrast_cka as contrast_cka
 from ._evaluation import SteeringSettings as SteeringSettings
 from ._evaluation import evaluate_steering as evaluate_steering
 from ._intervention import Intervention as Intervention
@@ -27,11 +29,16 @@ from ._propensity import PropensityEvaluation as PropensityEvaluation
 from ._propensity import PropensitySettings as PropensitySettings
 from ._propensity import evaluate_propensity as evaluate_propensity
 from ._served_file import ServedFile as ServedFile
+from ._span_change import SpanMode as SpanMode
 from ._steering_hook import Mode as Mode
 from ._steering_hook import Positions as Positions
 from ._steering_result import SteeringEvaluation as SteeringEvaluation
+from ._steering_subspace import SteeringSubspace as SteeringSubspace
 from ._steering_vector import SteeringVector as SteeringVector
+from ._steers import Steers as Steers
 from ._strength import Strength as Strength
+from ._subspace_fidelity import SubspaceFidelity as SubspaceFidelity
+from ._subspace_fidelity import subspace_fidelity as subspace_fidelity
 from ._transfer_comparison import TransferComparison as TransferComparison
 from ._transfer_comparison import TransferComparisonSettings as TransferComparisonSettings
 from ._transfer_comparison import TransferRule as TransferRule

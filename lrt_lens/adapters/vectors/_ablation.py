@@ -29,6 +29,9 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from lrt_lens._progress import tqdm
 from lrt_lens._repr_html import card, table
@@ -38,9 +41,11 @@ from lrt_lens.adapters.vectors._ablation_summary import ablation_summary
 from lrt_lens.adapters.vectors._arms import behaviour_arms, known_contrast_of
 from lrt_lens.adapters.vectors._continuations import Classifier, Continuations
 from lrt_lens.adapters.vectors._equal_damage import item_clusters
+from lrt_lens.adapters.vectors._orthonormal import orthonormal_rows
 from lrt_lens.adapters.vectors._preferences import PreferenceText
-from lrt_lens.adapters.vectors._steering_hook import SteeringHook, setting
-from lrt_lens.adapters.vectors._steering_vector import SteeringVector
+from lrt_lens.adapters.vectors._span_change import setting_span
+from lrt_lens.adapters.vectors._steering_hook import SteeringHook
+from lrt_lens.adapters.vectors._steers import Steers
 from lrt_lens.adapters.vectors._vector_arm import REFITS, VectorArm
 from lrt_lens.data._contrast import ChoiceItems, ContrastSet
 from lrt_lens.figures._behaviour import ablation_figure
@@ -91,29 +96,30 @@ class AblationSettings(Settings):
 
 def ablation_hooks(
     model: HookedModel,
-    direction: Direction,
+    direction: Direction | Float[Tensor, "direction d_model"],
     *,
     where: Where = "everywhere",
     hook: str | None = None,
     skip_first: int = SKIP_FIRST,
 ) -> dict[int | str, SteeringHook]:
-    """Return hooks for `HookedModel.intervene` that project a direction out of the stream.
+    """Return hooks for `HookedModel.intervene` that project directions out of the stream.
 
     Arditi et al. (arXiv 2406.11717, eq. 4).
 
     Args:
         model: the model whose residual stream is changed.
-        direction: [d_model], of any length but 0.
+        direction: [d_model], of any length but 0; or several as independent rows [direction,
+            d_model], whose span is projected out.
         where: ``"everywhere"``: the input of every block, its stream after the attention if it has
             a hook point there, and its output; ``"hook"``: one hook point.
         hook: the hook point for ``"hook"``.
         skip_first: first positions of a text that are not changed.
 
     Raises:
-        ValueError: a direction of another width or of length 0, an unknown ``where``, or
-            ``"hook"`` without a hook point.
+        ValueError: a direction of another width or of length 0, directions that depend on each
+            other, an unknown ``where``, or ``"hook"`` without a hook point.
     """
-    if direction.shape != (model.d_model,) or not float(direction.norm()) > 0:
+    if direction.shape[-1:] != (model.d_model,) or not float(direction.norm()) > 0:
         raise ValueError(
             f"direction has shape {tuple(direction.shape)} and norm {float(direction.norm()):.3g}; "
             f"expected [{model.d_model}] and a norm above 0"
@@ -128,8 +134,10 @@ def ablation_hooks(
     else:
         # The embedding is the input of the first block, which has its own hook point.
         names = [name for name in model.hook_points if name != EMBED]
-    # Setting the component along v̂ to 0 is h − ⟨h, v̂⟩ v̂.
-    return {name: SteeringHook(setting(direction, 0.0), "all", skip_first) for name in names}
+    basis = orthonormal_rows(direction if direction.ndim == 2 else direction[None])
+    # Setting all coordinates in the span to 0 is h − h Bᵀ B, and h − ⟨h, v̂⟩ v̂ for one direction.
+    ablating = setting_span(basis, torch.zeros(len(basis)))
+    return {name: SteeringHook(ablating, "all", skip_first) for name in names}
 
 
 @dataclass(frozen=True, repr=False)
@@ -150,9 +158,9 @@ class AblationEvaluation(ShortRepr):
     Columns: behaviour, n_draws; with items: propensity, drop with drop_low and drop_high,
     drop_share (drop as a share of the native drop) with low and high; with a classifier: share with
     share_low and share_high, share_drop; damage with damage_low and damage_high; cosine (to the
-    native vector); contains (what the intervals hold for) and interval_flag (what is doubtful about
-    them); drop_contrast_error, drop_map_error, damage_contrast_error and damage_map_error (standard
-    errors of these sources).
+    native vector; of a subspace, between what both add); contains (what the intervals hold for) and
+    interval_flag (what is doubtful about them); drop_contrast_error, drop_map_error,
+    damage_contrast_error and damage_map_error (standard errors of these sources).
 
     For ``random`` and ``shuffled`` the ends are where a new draw falls, and there are typical_size
     (root mean square of the drops), transferred_p (two-sided p-value of the transferred drop among
@@ -173,7 +181,7 @@ class AblationEvaluation(ShortRepr):
 def evaluate_ablation(
     pair: ModelPair,
     stitch: Stitch,
-    vector: SteeringVector,
+    vector: Steers,
     *,
     neutral: Sequence[str],
     items: ChoiceItems | None = None,
@@ -188,7 +196,8 @@ def evaluate_ablation(
     Args:
         pair: both models.
         stitch: a stitch from the vector's hook point to a hook point of the target.
-        vector: learnt on the source.
+        vector: a vector or a subspace learnt on the source; of a subspace the whole span is
+            ablated.
         neutral: texts without the behaviour, on which damage is measured.
         items: choice items whose positive continuation is the behaviour.
         prompts: texts to continue; needs ``classifier``.
@@ -236,7 +245,7 @@ def evaluate_ablation(
         for where in settings.places:
             hooks = ablation_hooks(
                 pair.target,
-                arm.vector.direction,
+                arm.vector.basis,
                 where=where,
                 hook=arm.vector.hook,
                 skip_first=settings.skip_first,

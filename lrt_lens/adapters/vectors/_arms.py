@@ -25,19 +25,20 @@ with covariance ∝ Syy. A shuffled map therefore sends every vector to a random
 the covariance of the target's stream. Such directions point mostly along massive dimensions, and
 may steer either way: one derangement is one draw. Further draws are made from that distribution.
 
+A subspace (`SteeringSubspace`) has the same arms: its span and what it adds take the place of the
+direction, and a random or shuffled subspace has as many random rows.
+
 Limits: an arm has a direction and a length; whether lengths matter depends on the evaluation.
 """
 
 import logging
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from lrt_lens.adapters.vectors._contrast_states import states_without_groups
-from lrt_lens.adapters.vectors._steering_vector import SteeringVector
+from lrt_lens.adapters.vectors._steers import Steers
 from lrt_lens.adapters.vectors._vector_arm import VectorArm
 from lrt_lens.data._contrast import ContrastSet
 from lrt_lens.errors import MismatchError
@@ -53,7 +54,7 @@ DRAWN_ARMS = ("random", "permuted", "shuffled")
 
 
 def transferred_arms(
-    stitch: Stitch, vector: SteeringVector, options: dict[str, Any]
+    stitch: Stitch, vector: Steers, options: dict[str, Any]
 ) -> Iterator[VectorArm]:
     """Yield the vector through the stitch, and through each refit of the map without one fold.
 
@@ -67,7 +68,7 @@ def transferred_arms(
 
 
 def shuffled_arms(
-    stitch: Stitch, vector: SteeringVector, options: dict[str, Any], n_shuffled: int, seed: int
+    stitch: Stitch, vector: Steers, options: dict[str, Any], n_shuffled: int, seed: int
 ) -> Iterator[VectorArm]:
     """Yield the vector through ``n_shuffled`` maps of shuffled pairs; none without a null.
 
@@ -90,18 +91,21 @@ def shuffled_arms(
     root = covariance_root(covariance)
     length = stitch.null.up.directions(vector.direction.double().cpu()).norm()
     for draw in range(1, n_shuffled):
-        image = root @ torch.randn(len(covariance), generator=generator, dtype=torch.float64)
-        image = image / image.norm() * length
+        rows = [
+            root @ torch.randn(len(covariance), generator=generator, dtype=torch.float64)
+            for _ in vector.basis
+        ]
+        images = torch.stack([row / row.norm() * length for row in rows])
         # The bias of a shuffled map is the mean of the target's stream, and no draw changes it.
         if options.get("bias") == "add":
-            image = image + stitch.null.up.bias.double().cpu()
-        yield VectorArm("shuffled", _with_direction(first, image), draw=draw)
+            images = images + stitch.null.up.bias.double().cpu()
+        yield VectorArm("shuffled", first.redirected(images), draw=draw)
 
 
 def learnt_arms(
     pair: ModelPair,
     stitch: Stitch,
-    vector: SteeringVector,
+    vector: Steers,
     contrast: ContrastSet,
     options: dict[str, Any],
     *,
@@ -115,22 +119,20 @@ def learnt_arms(
     of contrast pairs (`states_without_groups`). The texts are read once on each model.
     """
     native = vector.states(pair.target, contrast, at=stitch.target_hook)
-    yield VectorArm("native", SteeringVector.learnt_from(native, vector.method))
+    yield VectorArm("native", vector.learnt_like(native))
     if not n_permuted and n_groups < 2:
         return
     own = vector.states(pair.source, contrast, at=stitch.source_hook)
     for seed in range(n_permuted):
-        permuted = SteeringVector.learnt_from(own.permuted(seed), vector.method)
+        permuted = vector.learnt_like(own.permuted(seed))
         yield VectorArm("permuted", stitch.transfer(permuted, **options), draw=seed)
     for k, (ours, theirs) in enumerate(states_without_groups(own, native, n_groups)):
-        refit = SteeringVector.learnt_from(ours, vector.method)
+        refit = vector.learnt_like(ours)
         yield VectorArm("contrast_refit", stitch.transfer(refit, **options), draw=k)
-        yield VectorArm("native_refit", SteeringVector.learnt_from(theirs, vector.method), draw=k)
+        yield VectorArm("native_refit", vector.learnt_like(theirs), draw=k)
 
 
-def drawn_arms(
-    stitch: Stitch, like: SteeringVector, n_random: int, seed: int
-) -> Iterator[VectorArm]:
+def drawn_arms(stitch: Stitch, like: Steers, n_random: int, seed: int) -> Iterator[VectorArm]:
     """Yield ``n_random`` random directions of the length of ``like``.
 
     The first half is isotropic, the others have the covariance of the target's stream.
@@ -141,17 +143,21 @@ def drawn_arms(
     generator = torch.Generator().manual_seed(seed)
     covariance = stitch.target_statistics.covariance
     # One call per row: `torch.randn(n, d)` would give other numbers (see `random_directions`).
-    rows = [
-        torch.randn(len(covariance), generator=generator, dtype=torch.float64)
-        for _ in range(n_random)
-    ]
-    for draw, direction in enumerate(random_directions(torch.stack(rows), covariance)):
-        named = replace(like, name=f"random {draw}", method="random")
-        yield VectorArm("random", _with_direction(named, direction), draw=draw)
+    noise = torch.stack(
+        [
+            torch.randn(len(covariance), generator=generator, dtype=torch.float64)
+            for _ in range(n_random * len(like.basis))
+        ]
+    ).unflatten(0, (n_random, -1))
+    # All rows of a subspace are of one kind, so each column of rows is one call.
+    spans = torch.stack([random_directions(rows, covariance) for rows in noise.unbind(1)], dim=1)
+    for draw, rows in enumerate(spans):
+        random = like.redirected(rows, name=f"random {draw}", method="random")
+        yield VectorArm("random", random, draw=draw)
 
 
 def plain_arms(
-    stitch: Stitch, vector: SteeringVector, like: SteeringVector, options: dict[str, Any]
+    stitch: Stitch, vector: Steers, like: Steers, options: dict[str, Any]
 ) -> Iterator[VectorArm]:
     """Yield simpler explanations of a transfer, as long as ``like``: the bias, the vector unmapped.
 
@@ -159,15 +165,16 @@ def plain_arms(
     both models agree.
     """
     if options.get("bias") == "add":
-        named = replace(like, name="bias only", method="bias")
-        yield VectorArm("bias_only", _with_direction(named, stitch.up.bias.float()))
+        bias = stitch.up.bias.float()[None]
+        yield VectorArm("bias_only", like.redirected(bias, name="bias only", method="bias"))
     # A source direction is a target direction only if both have the same number of entries.
     if len(vector.direction) == len(like.direction):
-        named = replace(like, name="untransformed", method="untransformed")
-        yield VectorArm("untransformed", _with_direction(named, vector.direction))
+        named = {"name": "untransformed", "method": "untransformed"}
+        same = like.redirected(vector.basis, vector.direction, **named)
+        yield VectorArm("untransformed", same)
 
 
-def contrast_of(vector: SteeringVector, contrast: ContrastSet | None) -> ContrastSet | None:
+def contrast_of(vector: Steers, contrast: ContrastSet | None) -> ContrastSet | None:
     """Return the texts that the vector was learnt from; None if they are unknown.
 
     Raises:
@@ -181,7 +188,7 @@ def contrast_of(vector: SteeringVector, contrast: ContrastSet | None) -> Contras
     return contrast or vector.contrast_set
 
 
-def known_contrast_of(vector: SteeringVector, contrast: ContrastSet | None) -> ContrastSet:
+def known_contrast_of(vector: Steers, contrast: ContrastSet | None) -> ContrastSet:
     """Return the texts that the vector was learnt from, as `contrast_of`.
 
     Raises:
@@ -199,7 +206,7 @@ def known_contrast_of(vector: SteeringVector, contrast: ContrastSet | None) -> C
 def behaviour_arms(
     pair: ModelPair,
     stitch: Stitch,
-    vector: SteeringVector,
+    vector: Steers,
     contrast: ContrastSet,
     *,
     n_random: int,
@@ -225,10 +232,3 @@ def behaviour_arms(
         *drawn_arms(stitch, like, n_random, seed),
         *(refits + map_refits if n_groups else []),
     ]
-
-
-def _with_direction(like: SteeringVector, direction: Tensor) -> SteeringVector:
-    """Return ``like`` with another direction of the same length."""
-    # ‖like‖ · d / ‖d‖ in the precision of d; vectors are float32.
-    scaled = direction / direction.norm() * like.norm
-    return replace(like, direction=scaled.float(), strength=None, file=None)

@@ -42,7 +42,7 @@ from lrt_lens.adapters.vectors._intervention import Intervention
 from lrt_lens.adapters.vectors._neutral_text import Neutral, NeutralText, Unit
 from lrt_lens.adapters.vectors._scale_search import MAX_EVALUATIONS, search_scale
 from lrt_lens.adapters.vectors._steering_hook import Mode, Positions
-from lrt_lens.adapters.vectors._steering_vector import SteeringVector
+from lrt_lens.adapters.vectors._steers import Steers
 from lrt_lens.adapters.vectors._strength import Strength
 from lrt_lens.figures._steering import calibration_figure
 from lrt_lens.figures._template import with_counts
@@ -82,7 +82,7 @@ _SCALES = {
 
 
 def predict_scale(
-    vector: SteeringVector | Sequence[SteeringVector],
+    vector: Steers | Sequence[Steers],
     damage: float = 0.1,
     *,
     median_norm: float | Sequence[float] | None = None,
@@ -99,7 +99,7 @@ def predict_scale(
         ValueError: a damage that is not positive, a vector of length 0, or a median norm that is
             neither an argument nor stored in the vector.
     """
-    vectors = (vector,) if isinstance(vector, SteeringVector) else tuple(vector)
+    vectors = tuple(vector) if isinstance(vector, Sequence) else (vector,)
     if not 0 < damage < math.inf:
         raise ValueError(
             f"damage is {damage}; expected a positive number of nats per token, such as 0.1"
@@ -116,7 +116,7 @@ def predict_scale(
 
 
 def _median_norms(
-    vectors: Sequence[SteeringVector], median_norm: float | Sequence[float] | None
+    vectors: Sequence[Steers], median_norm: float | Sequence[float] | None
 ) -> list[float]:
     """Return one median norm per vector; ValueError unless all are positive and finite."""
     # A vector that was learnt or transferred stores the norm of its stream.
@@ -184,7 +184,7 @@ class Calibration(ShortRepr):
         )
 
     @property
-    def vector(self) -> SteeringVector:
+    def vector(self) -> Any:
         """The calibrated vector, which remembers scale, damage and positions in ``strength``.
 
         Raises:
@@ -198,7 +198,7 @@ class Calibration(ShortRepr):
         return first
 
     @property
-    def vectors(self) -> tuple[SteeringVector, ...]:
+    def vectors(self) -> tuple[Any, ...]:
         """The calibrated vectors, in the order of the forward pass; see `vector`.
 
         Raises:
@@ -271,7 +271,7 @@ class Calibration(ShortRepr):
 
 def calibrate_scale(
     model: ModelLike,
-    vector: SteeringVector | Sequence[SteeringVector],
+    vector: Steers | Sequence[Steers],
     neutral: Neutral,
     damage: float = 0.1,
     *,
@@ -315,7 +315,7 @@ def calibrate_scale(
         MismatchError: a vector of another model.
     """
     hooked = load_model(model)
-    vectors = (vector,) if isinstance(vector, SteeringVector) else tuple(vector)
+    vectors = tuple(vector) if isinstance(vector, Sequence) else (vector,)
     for one in vectors:
         one.refuse_other_model(hooked)
     levels = _levels(hooked, vectors, level) if mode == "clamp" else ()
@@ -332,7 +332,7 @@ def calibrate_scale(
 
 def calibrate_on(
     neutral: NeutralText,
-    vector: SteeringVector | Intervention,
+    vector: Steers | Intervention,
     damage: float,
     *,
     unit: Unit = "loss",
@@ -405,7 +405,7 @@ def _first_guess(neutral: NeutralText, plan: Intervention, damage: float) -> flo
 
 
 def _levels(
-    model: HookedModel, vectors: Sequence[SteeringVector], level: float | Sequence[float] | None
+    model: HookedModel, vectors: Sequence[Steers], level: float | Sequence[float] | None
 ) -> list[float]:
     """Return the levels of the caller, or the mean component on each vector's positive texts."""
     if level is not None:

@@ -44,7 +44,7 @@ from lrt_lens.adapters.vectors._equal_damage import ITEMS, TEXTS, Curve, item_cl
 from lrt_lens.adapters.vectors._steering_hook import Positions
 from lrt_lens.adapters.vectors._steering_result import SteeringEvaluation
 from lrt_lens.adapters.vectors._steering_summary import SteeringSummary
-from lrt_lens.adapters.vectors._steering_vector import SteeringVector
+from lrt_lens.adapters.vectors._steers import Steers
 from lrt_lens.adapters.vectors._vector_arm import REFITS, MeasuredArm, VectorArm
 from lrt_lens.data._contrast import ChoiceItems, ContrastSet
 from lrt_lens.models._hook_points import residual_post
@@ -100,7 +100,7 @@ class SteeringSettings(Settings):
 def evaluate_steering(
     pair: ModelPair,
     stitch: Stitch,
-    vector: SteeringVector,
+    vector: Steers,
     items: ChoiceItems,
     *,
     neutral: Sequence[str],
@@ -113,7 +113,7 @@ def evaluate_steering(
     Args:
         pair: both models.
         stitch: a stitch from the vector's hook point to a hook point of the target.
-        vector: learnt on the source.
+        vector: a vector or a subspace learnt on the source; a subspace adds its ``direction``.
         items: prompts with a positive and a negative continuation. If the contrast texts are
             known, a share of the items only selects the hook point of ``native_best``.
         neutral: texts on which steering should change nothing; damage is measured on them.
@@ -175,7 +175,7 @@ def _check_arguments(settings: SteeringSettings, items: ChoiceItems) -> None:
     refuse_unmeasurable(items, settings.damage)
 
 
-def _refuse_unusable(vector: SteeringVector, options: Mapping[str, Any]) -> None:
+def _refuse_unusable(vector: Steers, options: Mapping[str, Any]) -> None:
     """Raise ValueError if an option asks for arms that only contrast texts give."""
     asked = {name: options[name] for name in _OF_CONTRAST if options.get(name)}
     if asked:
@@ -215,7 +215,7 @@ def _contrast_score(
 def _arms(
     pair: ModelPair,
     stitch: Stitch,
-    vector: SteeringVector,
+    vector: Steers,
     contrast: ContrastSet | None,
     validation: ChoiceItems,
     neutral: Sequence[str],
@@ -263,12 +263,7 @@ def _meter(
 
 
 def _best_native(
-    model: HookedModel,
-    vector: SteeringVector,
-    contrast: ContrastSet,
-    meter: ArmMeter,
-    *,
-    progress: bool,
+    model: HookedModel, vector: Steers, contrast: ContrastSet, meter: ArmMeter, *, progress: bool
 ) -> VectorArm:
     """Return the native vector at the hook point where its effect on the meter's items is largest.
 

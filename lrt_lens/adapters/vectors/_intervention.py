@@ -22,9 +22,10 @@ ablation, and no smaller damage could be reached.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from lrt_lens.adapters.vectors._steering_hook import Mode, Positions, SteeringHook, setting
-from lrt_lens.adapters.vectors._steering_vector import SteeringVector
+from lrt_lens.adapters.vectors._steers import Steers
 from lrt_lens.models._hook_points import depth, same_place
 from lrt_lens.models._hooked_model import Handle, load_model
 from lrt_lens.models._loading import ModelLike
@@ -38,8 +39,8 @@ class Intervention:
     Use `Intervention.of`, which sorts and checks the vectors.
     """
 
-    vectors: tuple[SteeringVector, ...]
-    """One vector per hook point, in the order of the forward pass."""
+    vectors: tuple[Any, ...]
+    """One vector or subspace (`Steers`) per hook point, in the order of the forward pass."""
     mode: Mode = "add"
     """Change of the component along each vector: ``"add"``, ``"clamp"`` or ``"ablate"``."""
     positions: Positions = "all"
@@ -52,7 +53,7 @@ class Intervention:
     @classmethod
     def of(
         cls,
-        vectors: SteeringVector | Sequence[SteeringVector],
+        vectors: Steers | Sequence[Steers],
         *,
         mode: Mode = "add",
         positions: Positions = "all",
@@ -62,10 +63,10 @@ class Intervention:
         """Return the intervention of vectors in any order; levels and means have the same order.
 
         Raises:
-            ValueError: no vector, two vectors at one hook point, or a clamp without a level for
-                each vector.
+            ValueError: no vector, two vectors at one hook point, a clamp without a level for
+                each vector, or of a subspace of more than one direction.
         """
-        unsorted = (vectors,) if isinstance(vectors, SteeringVector) else tuple(vectors)
+        unsorted = tuple(vectors) if isinstance(vectors, Sequence) else (vectors,)
         hooks = [vector.hook for vector in unsorted]
         # Hooks at one hook point would act one after the other, and a clamp would undo the others.
         if not unsorted or any(same_place(a, b) for i, a in enumerate(hooks) for b in hooks[:i]):
@@ -77,6 +78,12 @@ class Intervention:
             raise ValueError(
                 f"mode 'clamp' has {len(levels)} level(s) for {len(unsorted)} vector(s); "
                 "give one for each (vector.mean_component)"
+            )
+        ranks = [len(one.basis) for one in unsorted]
+        if mode == "clamp" and max(ranks) > 1:
+            raise ValueError(
+                f"mode 'clamp' with a subspace of rank {max(ranks)}, which has one level per row of"
+                " its basis; clamp it with subspace.apply(model, mode='clamp', level=[…])"
             )
         # Damage is measured by resuming passes at the first hook point, so it must come first.
         order = sorted(range(len(unsorted)), key=lambda i: depth(hooks[i]))

@@ -8,6 +8,8 @@ and know the formats of other programs. Mechanism: the methods call them by name
     vector.bake(model, "model-with-mood", scale=2.3)
     vector.push_to_hub("user/mood")
 
+A subspace is exported by `SpanExport`: what it adds as one vector, an ablation as its rows.
+
 Limits: one vector; `lrt_lens.serving` has the functions for several at once.
 """
 
@@ -103,3 +105,55 @@ class ServingMethods:
             HubError: the hub refuses the upload, or cannot be reached.
         """
         return implementation("SteeringVector.push_to_hub")(self, repo_id, **options)
+
+
+class SpanExport:
+    """Export of a steering subspace."""
+
+    vector: Any
+    """Vector that scale 1 adds."""
+    vectors: Any
+    """Rows of the basis as unit vectors."""
+
+    def export(
+        self,
+        path: str | Path,
+        to: str,
+        *,
+        mode: Literal["add", "ablate"] = "add",
+        scale: float | None = None,
+        damage: float | None = None,
+        neutral: Any = None,
+        model: ModelLike = None,
+    ) -> Path:
+        """Write the subspace as a file of another program, and return its path.
+
+        Every format holds what scale 1 adds, as one vector. An ablation of several directions at
+        one block is held by the format ``"glp"`` alone.
+
+        Args:
+            path: the file, or the folder for ``"transformers"``.
+            to: a format of `lrt_lens.serving.FORMATS`.
+            mode: ``"add"`` or ``"ablate"``; no format keeps or clamps a span.
+            scale: multiple of the vector that the program adds, or the share of an ablation; by
+                default 1.
+            damage: damage in nats per token on ``neutral`` for which the scale of ``"add"`` is
+                calibrated, see `SteeringVector.export`.
+            neutral: neutral texts, see `lrt_lens.calibrate_scale`.
+            model: the model that it belongs to.
+
+        Raises:
+            ValueError: another mode, a damage with ``"ablate"``, or a format that cannot express
+                it; the message names one that can.
+            MismatchError: it belongs to another model.
+        """
+        if mode not in ("add", "ablate") or (mode == "ablate" and damage is not None):
+            raise ValueError(
+                f"mode is {mode!r} with damage={damage}; files hold what a subspace adds, with a"
+                " scale or a damage, or its ablation with a scale: use subspace.apply for the"
+                " others, and calibrate_scale(model, subspace, texts, mode='ablate') for a scale"
+            )
+        export = implementation("SteeringVector.export")
+        options: dict[str, Any] = {"scale": scale, "damage": damage, "neutral": neutral}
+        exported = self.vector if mode == "add" else self.vectors
+        return export(exported, path, to, mode=mode, model=model, **options)

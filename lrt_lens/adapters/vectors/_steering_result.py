@@ -7,7 +7,6 @@ import pandas as pd
 
 from lrt_lens._repr_html import card, note, table
 from lrt_lens._short_repr import ShortRepr
-from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.figures import _steering as figures
 from lrt_lens.figures._template import count_range, with_counts
 from lrt_lens.stitching._stitch import RowScore
@@ -53,8 +52,8 @@ class SteeringEvaluation(ShortRepr):
     """
     budget: float
     """Damage at which arms are compared, in nats per token."""
-    vectors: dict[str, SteeringVector] = field(repr=False)
-    """Vector of each arm that has only one."""
+    vectors: dict[str, Any] = field(repr=False)
+    """Vector of each arm that has only one, or subspace."""
     contrast_score: RowScore | None = None
     """R² of the stitch on the texts of the contrast set; None if these are unknown."""
     n_spanning: int = 0

@@ -225,6 +225,10 @@ class SteeringVector(ServingMethods):
         """
         return cls(states.direction(method), method=method, **states.fields)
 
+    def learnt_like(self, states: ContrastStates) -> "SteeringVector":
+        """Return the vector that this one's method learns from other states."""
+        return SteeringVector.learnt_from(states, self.method)
+
     def relearnt(
         self, model: ModelLike, contrast: ContrastSet, *, at: int | str
     ) -> "SteeringVector":
@@ -310,6 +314,22 @@ class SteeringVector(ServingMethods):
     def __sub__(self, other: "SteeringVector") -> "SteeringVector":
         return self + -other
 
+    def reversed(self) -> "SteeringVector":
+        """Return the vector in the opposite direction, of the same name and texts."""
+        return replace(self, direction=-self.direction)
+
+    def redirected(
+        self, rows: Float[Tensor, "1 d"], step: Tensor | None = None, **fields: Any
+    ) -> "SteeringVector":
+        """Return this vector along another one (``step``, by default the row), of its own length.
+
+        ``fields`` are changed too, such as ``name``.
+        """
+        along = rows[0] if step is None else step
+        # ‖v‖ · u / ‖u‖ in the precision of u; vectors are float32.
+        scaled = (along / along.norm() * self.norm).float()
+        return replace(self, direction=scaled, strength=None, file=None, **fields)
+
     def without(self, directions: Float[Tensor, "direction d_model"]) -> "SteeringVector":
         """Return the vector without its component in the span of some directions.
 
@@ -332,6 +352,11 @@ class SteeringVector(ServingMethods):
     def transferred(self) -> bool:
         """True if the vector was learnt on another model and transferred to this one."""
         return self.transferred_by is not None
+
+    @property
+    def basis(self) -> Float[Tensor, "1 d_model"]:
+        """Unit vector of the direction, as the only row of a basis."""
+        return (self.direction / self.direction.norm())[None]
 
     @property
     def norm(self) -> float:

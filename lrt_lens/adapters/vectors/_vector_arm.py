@@ -2,9 +2,9 @@
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 from lrt_lens.adapters.vectors._equal_damage import Curve
-from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 
 REFITS = ("map_refit", "contrast_refit", "native_refit")
 """Arms that give standard errors and no rows of their own."""
@@ -16,19 +16,17 @@ class VectorArm:
 
     name: str
     """Name of the arm, as in the table of the module docstring."""
-    vector: SteeringVector
-    """Vector on the target model."""
+    vector: Any
+    """Vector on the target model, or subspace (`Steers`)."""
     draw: int | None = None
     """Number of the vector in an arm of several vectors; None in an arm of one vector."""
-    later: tuple[SteeringVector, ...] = ()
+    later: tuple[Any, ...] = ()
     """Vectors at later hook points that act together with ``vector``, at the same scale."""
 
     def negated(self) -> "VectorArm":
         """Return the arm with every vector reversed."""
         # Not `-vector`, which would also rename it and exchange its contrast texts.
-        vector, *later = (
-            replace(one, direction=-one.direction) for one in (self.vector, *self.later)
-        )
+        vector, *later = (one.reversed() for one in (self.vector, *self.later))
         return replace(self, vector=vector, later=tuple(later))
 
 
