@@ -50,10 +50,12 @@ from lrt_lens.adapters.vectors import (
 from lrt_lens.baselines import FamilyBaselines
 from lrt_lens.diffing import ModelDiff
 from lrt_lens.figures import TEMPLATE_NAME
-from lrt_lens.moments import Scatter
+from lrt_lens.moments import CrossMoments, Scatter
 from lrt_lens.moments._scatter import DenseSecondMoment
+from lrt_lens.statistics import Interval
 from lrt_lens.stitching import (
     AffineMap,
+    LearningCurve,
     MapDiagnostics,
     SolverComparison,
     Stitch,
@@ -62,6 +64,7 @@ from lrt_lens.stitching import (
     Survey,
     map_diagnostics,
 )
+from lrt_lens.stitching.solvers import Ridge
 from tests.figures.counts import counts_of
 
 SOURCE, TARGET = "blocks.2.hook_resid_post", "blocks.3.hook_resid_post"
@@ -523,7 +526,22 @@ def model_diff() -> ModelDiff:
     return ModelDiff(pd.DataFrame(rows), {}, SOURCE, TARGET, {}, 1000, {})
 
 
+def curve() -> LearningCurve:
+    rows = [
+        {"map": "affine", "n_tokens": n, "score": score, "direction": direction}
+        | around("value", 0.4 + 0.02 * i, ends=("low", "high"))
+        for i, n in enumerate((1000, 1414, 2000))
+        for score, direction in (("r2", ""), ("fve_nrm", ""), ("write", "sentiment"))
+    ]
+    rows.append(rows[-3] | {"map": "mlp"})
+    table = pd.DataFrame(rows).rename(columns={"value_low": "low", "value_high": "high"})
+    rise = Interval(0.02, 0.01, 0.03)
+    fitted = StitchGrid(CrossMoments(((SOURCE, TARGET),)), Ridge(), pd.DataFrame())
+    return LearningCurve(table, rise, None, fitted, 500)
+
+
 FIGURES: dict[str, Any] = {
+    "LearningCurve": lambda: curve().figure(),
     "ModelDiff": lambda: model_diff().figure(),
     "SteeringEvaluation": lambda: steering().figure(),
     "SteeringEvaluation curves": lambda: steering().figure("curves"),
@@ -641,6 +659,7 @@ def is_of_names(figure: go.Figure, name: str) -> bool:
 
 
 COUNTS = {
+    "LearningCurve": "3 points, 500 held-out tokens",
     "SteeringEvaluation": "48 items, 16 neutral texts",
     "SteeringEvaluation curves": "48 items, 16 neutral texts",
     "SteeringEvaluation damage": "48 items, 16 neutral texts",
