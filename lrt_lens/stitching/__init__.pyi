@@ -20,6 +20,9 @@ from ._fit import fit_grid as fit_grid
 from ._fit import token_identity_map as token_identity_map
 from ._fit_stitches import fit_stitches as fit_stitches
 from ._grid import StitchGrid as StitchGrid
+from ._learning_curve import LearningCurve as LearningCurve
+from ._learning_curve import learning_curve as learning_curve
+from ._reader_metric import fve_nrm as fve_nrm
 from ._similarity import similarities as similarities
 from ._stitch import Stitch as Stitch
 from ._stitch import score_rows as score_rows

@@ -52,10 +52,12 @@ from lrt_lens.baselines import FamilyBaselines
 from lrt_lens.diffing import ModelDiff
 from lrt_lens.domains import DomainMatrix
 from lrt_lens.figures import TEMPLATE_NAME
-from lrt_lens.moments import Scatter
+from lrt_lens.moments import CrossMoments, Scatter
 from lrt_lens.moments._scatter import DenseSecondMoment
+from lrt_lens.statistics import Interval
 from lrt_lens.stitching import (
     AffineMap,
+    LearningCurve,
     MapDiagnostics,
     SolverComparison,
     Stitch,
@@ -64,6 +66,7 @@ from lrt_lens.stitching import (
     Survey,
     map_diagnostics,
 )
+from lrt_lens.stitching.solvers import Ridge
 from lrt_lens.updates import UpdateReport
 from tests.figures.counts import counts_of
 
@@ -561,10 +564,25 @@ def subspace() -> SubspaceFidelity:
     return SubspaceFidelity(pd.DataFrame(rows), "write", None, 1000, 100)
 
 
+def curve() -> LearningCurve:
+    rows = [
+        {"map": "affine", "n_tokens": n, "score": score, "direction": direction}
+        | around("value", 0.4 + 0.02 * i, ends=("low", "high"))
+        for i, n in enumerate((1000, 1414, 2000))
+        for score, direction in (("r2", ""), ("fve_nrm", ""), ("write", "sentiment"))
+    ]
+    rows.append(rows[-3] | {"map": "mlp"})
+    table = pd.DataFrame(rows).rename(columns={"value_low": "low", "value_high": "high"})
+    rise = Interval(0.02, 0.01, 0.03)
+    fitted = StitchGrid(CrossMoments(((SOURCE, TARGET),)), Ridge(), pd.DataFrame())
+    return LearningCurve(table, rise, None, fitted, 500)
+
+
 FIGURES: dict[str, Any] = {
     "DomainMatrix": lambda: domains().figure(),
     "UpdateReport": lambda: update_report().figure(),
     "SubspaceFidelity": lambda: subspace().figure(),
+    "LearningCurve": lambda: curve().figure(),
     "ModelDiff": lambda: model_diff().figure(),
     "SteeringEvaluation": lambda: steering().figure(),
     "SteeringEvaluation curves": lambda: steering().figure("curves"),
@@ -683,6 +701,7 @@ def is_of_names(figure: go.Figure, name: str) -> bool:
 
 COUNTS = {
     "SubspaceFidelity": "1,000 held-out tokens, 100 random subspaces",
+    "LearningCurve": "3 points, 500 held-out tokens",
     "SteeringEvaluation": "48 items, 16 neutral texts",
     "SteeringEvaluation curves": "48 items, 16 neutral texts",
     "SteeringEvaluation damage": "48 items, 16 neutral texts",
