@@ -32,6 +32,9 @@ from ._stitch_loss import evaluate_stitch_loss as evaluate_stitch_loss
 from ._survey import Survey as Survey
 from ._survey import score_survey as score_survey
 from ._survey import survey as survey
+from ._text_coverage import COVERAGE_COLUMNS as COVERAGE_COLUMNS
+from ._text_coverage import TextCoverage as TextCoverage
+from ._text_coverage import fit_coverage as fit_coverage
 from .recipes._adam import AdamFit as AdamFit
 from .recipes._adam import joint_loss as joint_loss
 from .recipes._mlp import Mlp as Mlp

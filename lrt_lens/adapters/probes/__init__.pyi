@@ -1,3 +1,4 @@
+from ._abstention import Abstains as Abstains
 from ._evaluation import ProbeEvaluation as ProbeEvaluation
 from ._evaluation import ProbeEvaluationSettings as ProbeEvaluationSettings
 from ._evaluation import evaluate_probe as evaluate_probe

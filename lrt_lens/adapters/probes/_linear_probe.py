@@ -12,7 +12,8 @@ position, the mean, or every token on its own commutes with the affine map. The 
 does not: a probe with ``read="max"`` keeps its weights, stores the map in ``before``, and reads the
 maximum over tokens of the *mapped* states, which is exact too. A map is wrong by a shift where
 texts are unlike those of its fit, and the shift misplaces the threshold: ``recentre=`` sets it on
-unlabelled texts (`lrt_lens.adapters.probes._recentring`).
+unlabelled texts (`lrt_lens.adapters.probes._recentring`). ``abstain=`` answers only for texts that
+are like those of the fit (`lrt_lens.adapters.probes._abstention`).
 
 Limits: positions are those of one tokenizer. The first ``skip_first`` tokens and special tokens are
 never read, on both models: texts that hold nothing else are left out of fits and scores, and
@@ -41,6 +42,7 @@ from lrt_lens._settings import takes
 from lrt_lens._stored_fields import as_damage, json_object, stored_fields, stored_text, stored_value
 from lrt_lens._tensor_files import read_tensor_file, write_tensors
 from lrt_lens.adapters._earlier_files import in_current_form
+from lrt_lens.adapters.probes._abstention import Abstains, covered_texts
 from lrt_lens.adapters.probes._labels import Label, check_labels, class_numbers, group_numbers
 from lrt_lens.adapters.probes._logistic import log_probabilities, probabilities
 from lrt_lens.adapters.probes._probe_fits import METHODS, ProbeSettings, fit_rows
@@ -285,19 +287,43 @@ class LinearProbe:
             recentring_corpus=corpus_digest(texts, []),
         )
 
-    def predict_proba(self, model: ModelLike, texts: Sequence[str]) -> Any:
-        """Probabilities [text, class]; with ``read="every"`` a list of [token, class] per text."""
+    def predict_proba(
+        self, model: ModelLike, texts: Sequence[str], *, abstain: Abstains | None = None
+    ) -> Any:
+        """Probabilities [text, class]; with ``read="every"`` a list of [token, class] per text.
+
+        Args:
+            model: the model that reads the texts.
+            texts: the texts.
+            abstain: rule that says which texts are answered, such as `fit_coverage` of the stitch;
+                the probabilities of all others are NaN. None answers all.
+
+        Raises:
+            MismatchError: the probe, or the rule, belongs to another model or hook point.
+            ValueError: the mask leaves nothing of a text.
+        """
         rows, counts = self.rows(model, texts)
         p = probabilities(self.logits(rows))
+        if abstain is not None:
+            p[~np.repeat(covered_texts(abstain, self.origin, model, texts), counts)] = np.nan
         # The cumulative counts are the row numbers at which texts end.
         return np.split(p, np.cumsum(counts)[:-1]) if self.read == "every" else p
 
-    def predict(self, model: ModelLike, texts: Sequence[str]) -> Any:
-        """Most likely class of each text; with ``read="every"`` a list of classes per text."""
-        p = self.predict_proba(model, texts)
+    def predict(
+        self, model: ModelLike, texts: Sequence[str], *, abstain: Abstains | None = None
+    ) -> Any:
+        """Most likely class of each text; with ``read="every"`` a list of classes per text.
+
+        It is None where ``abstain`` answers nothing; the arguments are those of `predict_proba`.
+        """
+        p = self.predict_proba(model, texts, abstain=abstain)
         if self.read == "every":
-            return [[self.classes[i] for i in part.argmax(1)] for part in p]
-        return [self.classes[i] for i in p.argmax(1)]
+            return [self._most_likely(part) for part in p]
+        return self._most_likely(p)
+
+    def _most_likely(self, p: np.ndarray) -> list[Label | None]:
+        """Class of each row of probabilities; None for NaN."""
+        return [None if np.isnan(row).any() else self.classes[row.argmax()] for row in p]
 
     def accuracy(self, model: ModelLike, texts: Iterable[str], labels: Iterable[Any]) -> float:
         """Share of texts (tokens with ``read="every"``) whose most likely class is their label.
