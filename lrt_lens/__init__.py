@@ -42,6 +42,7 @@ _PACKAGES = (
     "adapters.labels",
     "adapters.saes",
     "adapters.concepts",
+    "adapters.lenses",
     "adapters.layers",
     "diffing",
     "updates",
@@ -72,6 +73,8 @@ provide(
         "Stitch.transfer SteeringVector": "lrt_lens.adapters.vectors._transfer:transfer_vector",
         "Stitch.transfer SteeringSubspace": "lrt_lens.adapters.vectors._subspace_transfer:"
         "transfer_subspace",
+        "Stitch.transfer JacobianLens": "lrt_lens.adapters.lenses._lens:transfer_foreign_lens",
+        "Stitch.transfer TunedLens": "lrt_lens.adapters.lenses._lens:transfer_foreign_lens",
         "Stitch.transfer sae_lens": "lrt_lens.adapters.saes:transfer_sae",
         "SteeringVector.load": "lrt_lens.serving:import_vector",
         "SteeringVector.export": "lrt_lens.serving:export_vectors",

@@ -136,6 +136,14 @@ CALLS: dict[str, Callable[[Bench], Any]] = {
     "evaluate_stitch_loss": lambda b: lrt.evaluate_stitch_loss(
         b.pair, b.stitch, b.corpus, context_length=32, **QUIET
     ),
+    "evaluate_lens": lambda b: lrt.evaluate_lens(
+        b.pair,
+        b.stitch,
+        lrt.Lens.logit(b.pair.source.identity),
+        b.corpus,
+        context_length=32,
+        **QUIET,
+    ),
     "evaluate_probe": lambda b: lrt.evaluate_probe(
         b.pair, b.stitch, b.corpus[:60], b.labels[:60], ks=(8,), n_seeds=1, **QUIET
     ),

@@ -52,6 +52,7 @@ ORDER = (
     "adapters.saes",
     "adapters.concepts",
     "adapters.layers",
+    "adapters.lenses",
     "diffing",
     "updates",
     "domains",

@@ -175,8 +175,9 @@ def transfer_artefact(artefact: Any, stitch: StitchData, **options: Any) -> Any:
     # The package's own classes register when their module is imported, which may not have happened.
     raise TypeError(
         f"a stitch cannot transfer a {type(artefact).__name__}; it transfers a SteeringVector, a "
-        f"LinearProbe{_others()} and an SAE of SAELens: make a direction of your own a vector, "
-        "SteeringVector(direction, hook, model), and weights of your own a probe, "
+        f"LinearProbe{_others()}, a JacobianLens, a TunedLens and an SAE of SAELens: make a "
+        "direction of your own a vector, SteeringVector(direction, hook, model), and weights of "
+        "your own a probe, "
         "LinearProbe(weight, bias, classes, hook, model); map states with stitch.up.points(x)"
     )
 

@@ -22,6 +22,7 @@ import lrt_lens
 from lrt_lens.adapters.concepts import ConceptInterpolation, ConceptTransfer
 from lrt_lens.adapters.labels import LabelSavings
 from lrt_lens.adapters.layers import LayerChoice
+from lrt_lens.adapters.lenses import LensEvaluation
 from lrt_lens.adapters.probes import ProbeEvaluation
 from lrt_lens.adapters.saes import (
     CodeMapEvaluation,
@@ -578,10 +579,21 @@ def curve() -> LearningCurve:
     return LearningCurve(table, rise, None, fitted, 500)
 
 
+def lens() -> LensEvaluation:
+    rows = [
+        {"arm": arm, "reference": reference} | around("top5", 0.2 + 0.1 * i)
+        for reference in ("final prediction", "target lens")
+        for i, arm in enumerate(("target lens", "transferred", "source lens", "shuffled"))
+    ]
+    table = pd.DataFrame(rows).assign(n_tokens=10_000, n_documents=54)
+    return LensEvaluation(table, pd.DataFrame(), SOURCE, TARGET, "logit")
+
+
 FIGURES: dict[str, Any] = {
     "DomainMatrix": lambda: domains().figure(),
     "UpdateReport": lambda: update_report().figure(),
     "SubspaceFidelity": lambda: subspace().figure(),
+    "LensEvaluation": lambda: lens().figure(),
     "LearningCurve": lambda: curve().figure(),
     "ModelDiff": lambda: model_diff().figure(),
     "SteeringEvaluation": lambda: steering().figure(),
@@ -701,6 +713,7 @@ def is_of_names(figure: go.Figure, name: str) -> bool:
 
 COUNTS = {
     "SubspaceFidelity": "1,000 held-out tokens, 100 random subspaces",
+    "LensEvaluation": "10,000 tokens, 54 documents",
     "LearningCurve": "3 points, 500 held-out tokens",
     "SteeringEvaluation": "48 items, 16 neutral texts",
     "SteeringEvaluation curves": "48 items, 16 neutral texts",

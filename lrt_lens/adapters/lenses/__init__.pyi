@@ -1,0 +1,10 @@
+from ._evaluation import LensEvaluation as LensEvaluation
+from ._evaluation import LensSettings as LensSettings
+from ._evaluation import evaluate_lens as evaluate_lens
+from ._lens import Lens as Lens
+from ._lens import TransferredLens as TransferredLens
+from ._lens import transfer_lens as transfer_lens
+from ._reader_states import ReaderSettings as ReaderSettings
+from ._reader_states import ReaderStates as ReaderStates
+from ._reader_states import write_reader_states as write_reader_states
+from ._readout import readout as readout
