@@ -120,6 +120,13 @@ CALLS: dict[str, Callable[[Bench], Any]] = {
         b.pair.target, b.contrast, at=1
     ),
     "mean_component": lambda b: b.moved.mean_component(b.pair.target, TEXTS),
+    "inlp": lambda b: lrt.SteeringSubspace.inlp(b.pair.target, b.contrast, at=1, k=2),
+    "contrast_cka": lambda b: lrt.contrast_cka(
+        b.pair, lrt.ContrastSet(b.corpus[:8], b.corpus[8:16]), read="mean", n_shuffled=2, **QUIET
+    ),
+    "fit_coverage": lambda b: lrt.fit_coverage(
+        b.stitch, b.pair.target, b.corpus, folds="all", n_documents=30
+    ),
     "probe": lambda b: lrt.LinearProbe.fit(
         b.pair.target, b.corpus[:30], b.labels[:30], at=1, read="mean"
     ),
@@ -241,6 +248,9 @@ CALLS: dict[str, Callable[[Bench], Any]] = {
 """Every entry point that runs models, on small ones."""
 SHORT = (
     "capture",
+    "contrast_cka",
+    "fit_coverage",
+    "inlp",
     "mean_difference",
     "mean_component",
     "probe",

@@ -269,19 +269,20 @@ def _states(
         if not any(_reads_any(read, mask) for mask in masks):
             # The caller asked for it: every token that is not special, or else every token.
             masks = [m if m.any() else np.ones_like(m) for m in _masks(parts, special, 0)]
-        rows += [(index, row, mask) for row, mask in zip(parts, masks, strict=True)]
+        numbered = enumerate(zip(parts, masks, strict=True))
+        rows += [(index, part, row, mask) for part, (row, mask) in numbered]
     # Windows of similar length share a batch, so that little of it is padding.
-    rows.sort(key=lambda numbered: len(numbered[1]))
+    rows.sort(key=lambda window: len(window[2]))
     waiting = [len(parts) for parts in windows]
-    found: list[dict[str, list[Tensor]]] = [{name: [] for name in hooks} for _ in windows]
+    found: list[dict[str, dict[int, Tensor]]] = [{name: {} for name in hooks} for _ in windows]
     for start in range(0, len(rows), _READ_BATCH):
         batch = rows[start : start + _READ_BATCH]
-        tokens = model.pad([row for _, row, _ in batch])
+        tokens = model.pad([row for _, _, row, _ in batch])
         # float32 on the CPU, where vectors and probes are fitted.
         captured = {
             name: rows.float().cpu() for name, rows in model.engine.capture(tokens, hooks).items()
         }
-        for number, (index, row, mask) in enumerate(batch):
+        for number, (index, part, row, mask) in enumerate(batch):
             for name in hooks:
                 activations = captured[name][number, : len(row)]
                 if not torch.isfinite(activations).all():
@@ -289,10 +290,12 @@ def _states(
                         f"activations of {model.name!r} at {name!r} are NaN or infinite on these "
                         "texts; load the model in float32 or bfloat16"
                     )
-                found[index][name].append(activations[_positions(read, mask)])
+                found[index][name][part] = activations[_positions(read, mask)]
             waiting[index] -= 1
             if not waiting[index]:
-                yield index, {name: torch.cat(parts) for name, parts in found[index].items()}
+                # The windows of a text were read the shortest first; its tokens keep their order.
+                by_hook = found[index].items()
+                yield index, {n: torch.cat([p[i] for i in sorted(p)]) for n, p in by_hook}
                 found[index] = {}
 
 

@@ -1,6 +1,6 @@
 """Coverage: how far the states of a text lie outside of what a map was fitted on.
 
-    covers = fit_coverage(stitch, pair.target, documents)         # reads held-out documents
+    covers = fit_coverage(stitch, pair.target, known, folds="all")   # texts that the probe knows
     covers.score(pair.target, texts)          # distance, share of far tokens and p of each text
     transferred.predict_proba(pair.target, texts, abstain=covers.at(0.05))     # NaN outside
 
@@ -18,9 +18,12 @@ probability level at most (conformal prediction, Vovk et al. 2005), whatever the
 states. The quantile of χ² would hold for normal states only: streams have heavier tails, and
 ``chi2_share`` says how much heavier.
 
+Reference documents of one kind tell strange texts apart better than those of several kinds, whose
+distances differ: for a probe, the unlabelled texts that it was learnt from.
+
 Limits: it measures states and not concepts: a text may be near and still be of a kind on which a
-probe is wrong. A stitch without held-out documents needs ``folds="all"`` and documents that had no
-part in the fit.
+probe is wrong. States of the first positions lie farther out than later ones, which equal numbers
+of tokens make fair, so text and reference should both begin where a text begins.
 """
 
 import math
@@ -175,7 +178,8 @@ def fit_coverage(
     Args:
         stitch: a stitch, whose moments measure distances.
         model: the model of that side.
-        documents: documents of the harvest, or others like them, whose distances are usual.
+        documents: documents whose distances are usual: those of the harvest, of which the test fold
+            is read, or texts that a probe was learnt from.
         side: ``"target"`` for states that transferred probes read, ``"source"`` for those of the
             source.
         folds: ``"test"`` reads documents of the test fold only, which took no part in the fit;

@@ -55,6 +55,23 @@ def test_reads_are_those_of_plain_hidden_states(
         torch.testing.assert_close(tokens, states[allowed], atol=1e-5, rtol=1e-4)
 
 
+def test_tokens_of_a_text_of_several_windows_keep_their_order(
+    models: dict[str, HookedModel],
+) -> None:
+    model, text = models["llama"], " ".join(TEXTS * 4)
+    windows = model.codec.windows([text], None, 40)[0]
+    # The last window is the shortest, and windows are read the shortest first.
+    assert len(windows) > 2
+    assert len(windows[-1]) < len(windows[0])
+    ((_, tokens),) = read_tokens(model, [text], 1, context_length=40)
+    special, expected = set(model.tokenizer.all_special_ids), []
+    for ids in windows:
+        states = model.engine.capture(model.pad([ids]), ["blocks.1.hook_resid_post"])
+        allowed = [i for i, token in enumerate(ids) if i >= 4 and token not in special]
+        expected.append(states["blocks.1.hook_resid_post"][0, allowed])
+    torch.testing.assert_close(tokens, torch.cat(expected), atol=1e-5, rtol=1e-4)
+
+
 @pytest.fixture
 def sink(build_hf: Any, train_tokenizer: Any) -> HookedModel:
     """A GPT-2 without BOS whose first position has states a thousand times as long as others."""

@@ -178,10 +178,10 @@ def test_abstention_raises_accuracy_on_covered_texts_of_the_bundled_pair() -> No
     # Half of the texts are in capitals, which neither model reads as words.
     mixed = [texts[i] for i in test] + [texts[i].upper() for i in test]
     truth = np.array([labels[i] for i in test] * 2)
-    covers = fit_coverage(stitch, pair.target, corpus, n_documents=200)
+    covers = fit_coverage(stitch, pair.target, known, folds="all")
     answers = np.array(moved.predict(pair.target, mixed, abstain=covers), dtype=object)
     answered = np.array([answer is not None for answer in answers])
     everything = (np.array(moved.predict(pair.target, mixed)) == truth).mean()
-    assert answered[:200].mean() > 0.9
+    assert answered[:200].mean() > 0.85
     assert answered[200:].mean() < 0.1
     assert (answers[answered] == truth[answered]).mean() > everything + 0.04
