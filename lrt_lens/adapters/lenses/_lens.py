@@ -52,7 +52,7 @@ class Lens:
     kind: Literal["logit", "tuned", "jacobian"]
     model: ModelIdentity
     """Model that the lens reads."""
-    maps: Mapping[str, AffineMap]
+    layer_maps: Mapping[str, AffineMap]
     """Map of each hook point to the stream after the last block; empty for a logit lens."""
 
     @classmethod
@@ -146,11 +146,11 @@ class Lens:
             d = self.model.d_model
             eye, zero = torch.eye(d, dtype=torch.float64), torch.zeros(d, dtype=torch.float64)
             return AffineMap(eye, zero, hook, end).between(self.model, self.model)
-        known = {place(own): one for own, one in self.maps.items()}
+        known = {place(own): one for own, one in self.layer_maps.items()}
         if name not in known:
             raise HookPointError(
-                f"this lens has no map for {hook!r}; it has {list(self.maps)}: take a stitch that "
-                "starts at one of them"
+                f"this lens has no map for {hook!r}; it has {list(self.layer_maps)}: take a "
+                "stitch that starts at one of them"
             )
         return replace(known[name], source_hook=hook)
 
@@ -165,7 +165,7 @@ class Lens:
         return readout(model, self.at(hook).points(states.float()))
 
     def __repr__(self) -> str:
-        return f"Lens({self.kind}, {self.model.name}, {len(self.maps) or 'any'} hook points)"
+        return f"Lens({self.kind}, {self.model.name}, {len(self.layer_maps) or 'any'} hook points)"
 
 
 @dataclass(frozen=True, repr=False)

@@ -79,7 +79,7 @@ class ReaderSettings(Settings):
     """Settings of `write_reader_states`, which also takes each of them as a keyword."""
 
     positions_per_text: int | None = 1
-    """Number of positions of each text, drawn at random; None: all of them."""
+    """Number of positions of each text, drawn at random; None for all of them."""
     context_length: int = 256
     """Tokens of a window, BOS included."""
     layer_number: Literal["block", "hidden_state"] = "block"
