@@ -17,7 +17,6 @@ from .adapters.probes import LinearProbe as LinearProbe
 from .adapters.probes import evaluate_probe as evaluate_probe
 from .adapters.saes import evaluate_sae as evaluate_sae
 from .adapters.saes import train_sae as train_sae
-from .adapters.vectors import SteeringSubspace as SteeringSubspace
 from .adapters.vectors import SteeringVector as SteeringVector
 from .adapters.vectors import calibrate_scale as calibrate_scale
 from .adapters.vectors import evaluate_steering as evaluate_steering
