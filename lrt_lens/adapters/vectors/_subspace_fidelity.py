@@ -8,8 +8,8 @@ nothing, because they can be rotated. Mechanism: the states of source and target
 directions as `lrt_lens.stitching._fidelity` reads one, ``p = x (Sxx + λI)⁻¹ Bᵀ`` and ``q = y (Syy +
 λI)⁻¹ (B W)ᵀ`` (``"write"``), and the canonical correlations of p and q on held-out text say how
 much of the span arrives: the largest and the smallest over its directions. For one row it is the
-size of ρ of that direction. The cosines of the principal angles compare the transferred span with one that was
-learnt on the target. Both come with those of random subspaces of the same rank.
+size of ρ of that direction. The cosines of the principal angles compare the transferred span with
+one that was learnt on the target. Both come with those of random subspaces of the same rank.
 
 Limits: canonical correlations choose directions on the text that they are measured on, so they rise
 with the rank; compare with the random ones. Intervals exist for what scale 1 adds alone (``step``).
