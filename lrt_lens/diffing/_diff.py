@@ -28,6 +28,7 @@ is among the last directions of a kind; ``unexplained`` says how much of its var
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -44,7 +45,13 @@ from lrt_lens.diffing._model_diff import (
     ModelDiff,
     oriented,
 )
-from lrt_lens.diffing._unexplained import canonical, difference, largest_by_chance, residual
+from lrt_lens.diffing._unexplained import (
+    Unexplained,
+    canonical,
+    difference,
+    largest_by_chance,
+    residual,
+)
 from lrt_lens.errors import HookPointError, MismatchError
 from lrt_lens.models._hook_points import HookPair, hook_name, same_place
 from lrt_lens.moments._cross_moments import CrossMoments
@@ -175,10 +182,14 @@ class _Differ:
         """Add the principal directions of residuals or differences."""
         fit = self._turned(kind, self.fit)
         folds = [self._turned(kind, fold) for fold in self.folds]
-        left = difference(fit) if kind == "difference" else residual(fit, self.settings.alpha)
+        if kind == "difference":
+            left, n = self._difference
+        else:
+            left = residual(fit, self.settings.alpha)
+            n = left.independent_rows(folds, self.settings.seed)
         if left.alpha is not None:
             self.alpha[kind] = left.alpha
-        n = self.independent[kind] = left.independent_rows(folds, self.settings.seed)
+        self.independent[kind] = n
         covariance = left.covariance()
         values, unit = _leading(covariance, self.settings.n_directions)
         unit = oriented(unit, self._shift() if self.widths[0] == self.widths[1] else None)
@@ -196,26 +207,33 @@ class _Differ:
         for i, value in enumerate(values.tolist()):
             above = above and value > noise[i]
             stream = float(variance[i])
-            self.table.append(
-                {
-                    "kind": kind,
-                    "index": i + 1,
-                    "eigenvalue": value,
-                    "low": max(0.0, float(low[i])),
-                    "high": float(high[i]),
-                    "held_out": math.nan if held_out is None else held_out[i],
-                    "share": value / total if total > 0 else math.nan,
-                    "variance": stream,
-                    "unexplained": value / stream if stream > 0 else math.nan,
-                    "unexplained_shuffled": math.nan if shuffled is None else shuffled[i],
-                    "noise": noise[i],
-                    "above_noise": above,
-                }
+            self._enter(
+                kind,
+                i + 1,
+                value,
+                (float(low[i]), float(high[i])),
+                held_out=math.nan if held_out is None else held_out[i],
+                share=value / total if total > 0 else math.nan,
+                variance=stream,
+                unexplained=value / stream if stream > 0 else math.nan,
+                unexplained_shuffled=math.nan if shuffled is None else shuffled[i],
+                noise=noise[i],
+                above_noise=above,
             )
         partner = -left.read_from_other(unit)
         reads = (unit, partner) if kind == "lost" else (partner, unit)
         deviation = values.sqrt()
         self.directions[kind] = self._placed(unit, deviation, reads, deviation)
+
+    def _enter(
+        self, kind: Kind, index: int, value: float, ends: tuple[float, float], **columns: Any
+    ) -> None:
+        """Add a row to the table; columns that a kind does not have are NaN."""
+        low, high = ends
+        row = dict.fromkeys(DIFF_COLUMNS, math.nan) | {"kind": kind, "index": index}
+        # A variance is at least 0; NaN stays NaN.
+        row |= {"eigenvalue": value, "low": low if low != low else max(0.0, low), "high": high}
+        self.table.append(row | columns)
 
     def _rounding(self, whole: Tensor) -> float:
         """Return the eigenvalue that rounding of the products alone may give.
@@ -244,6 +262,12 @@ class _Differ:
         along = (unit * (left.scatter @ unit.T).T).sum(1) / left.n_free
         return (along * null.n / (unit * (null.yy @ unit.T).T).sum(1)).tolist()
 
+    @cached_property
+    def _difference(self) -> tuple[Unexplained, float]:
+        """Difference of both streams, and its number of independent rows."""
+        left = difference(self.fit)
+        return left, left.independent_rows(self.folds, self.settings.seed)
+
     def _shift(self) -> Tensor:
         return self.fit.mean_y - self.fit.mean_x
 
@@ -257,30 +281,24 @@ class _Differ:
         sizes = torch.tensor([fold.n for fold in folds]).to(sums)
         others = (sums.sum(0) - sums) / (sizes.sum() - sizes)[:, None]
         interval = jackknife(squared, others.square().sum(1).tolist(), sizes.tolist())
-        left = difference(fit)
-        n = self.independent["shift"] = left.independent_rows(folds, self.settings.seed)
+        left, n = self._difference
+        self.independent["shift"] = n
         covariance = left.covariance()
         # Without a shift, the squared mean of n rows has mean tr C/n and variance 2·tr C²/n².
         noise = float(covariance.trace() + _NORMAL_95 * (2 * covariance.square().sum()).sqrt()) / n
         test = self.test
         stream = float(unit @ (fit.yy @ unit)) / fit.n
-        self.table.append(
-            {
-                "kind": "shift",
-                "index": 1,
-                "eigenvalue": squared,
-                "low": max(0.0, float(interval.low)),
-                "high": float(interval.high),
-                "held_out": math.nan
-                if test is None
-                else float((test.mean_y - test.mean_x) @ unit) ** 2,
-                "share": math.nan,
-                "variance": stream,
-                "unexplained": squared / stream if stream > 0 else math.nan,
-                "unexplained_shuffled": math.nan,
-                "noise": noise,
-                "above_noise": squared > max(noise, self._rounding(fit.yy)),
-            }
+        held_out = math.nan if test is None else float((test.mean_y - test.mean_x) @ unit) ** 2
+        self._enter(
+            "shift",
+            1,
+            squared,
+            (float(interval.low), float(interval.high)),
+            held_out=held_out,
+            variance=stream,
+            unexplained=squared / stream if stream > 0 else math.nan,
+            noise=noise,
+            above_noise=squared > max(noise, self._rounding(fit.yy)),
         )
         row = unit[None]
         length = torch.tensor([math.sqrt(squared)]).to(row)
@@ -310,21 +328,16 @@ class _Differ:
         for i in range(len(a)):
             value = float(values[i]) ** 2
             above = above and value > noise
-            self.table.append(
-                {
-                    "kind": "shared",
-                    "index": i + 1,
-                    "eigenvalue": value,
-                    "low": low[i],
-                    "high": high[i],
-                    "held_out": math.nan if test is None else float(test[i]),
-                    "share": math.nan,
-                    "variance": float(variance[i]),
-                    "unexplained": 1 - value,
-                    "unexplained_shuffled": math.nan,
-                    "noise": noise,
-                    "above_noise": above,
-                }
+            self._enter(
+                "shared",
+                i + 1,
+                value,
+                (float(low[i]), float(high[i])),
+                held_out=math.nan if test is None else float(test[i]),
+                variance=float(variance[i]),
+                unexplained=1 - value,
+                noise=noise,
+                above_noise=above,
             )
         deviation = ((c * (fit.yy @ c.T).T).sum(1) / fit.n).sqrt()
         reads = (torch.zeros_like(a), c)

@@ -14,24 +14,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from lrt_lens.adapters.probes._labels import class_numbers
 from lrt_lens.adapters.probes._linear_probe import LinearProbe
 from lrt_lens.adapters.probes._logistic import log_probabilities
-from lrt_lens.adapters.probes._probe_fits import METHODS
+from lrt_lens.adapters.probes._relearning import relearnt_from
 from lrt_lens.adapters.probes._split import Labelled, split_texts
 from lrt_lens.adapters.vectors._arm_meter import ArmMeter
 from lrt_lens.adapters.vectors._arms import drawn_arms
-from lrt_lens.adapters.vectors._equal_damage import ITEMS, TEXTS
+from lrt_lens.adapters.vectors._equal_damage import steering_resamples
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
-from lrt_lens.adapters.vectors._vector_arm import VectorArm
+from lrt_lens.adapters.vectors._vector_arm import MeasuredArm, VectorArm
 from lrt_lens.data._contrast import ChoiceItems, ContrastSet
 from lrt_lens.models._pair import ModelPair
-from lrt_lens.statistics._bootstrap import Clusters, Resamples
 from lrt_lens.statistics._classification import auroc_interval
 from lrt_lens.statistics._draws import prediction_interval
-from lrt_lens.statistics._intervals import NOTHING, Interval
+from lrt_lens.statistics._intervals import Interval
 from lrt_lens.stitching._stitch import Stitch
 
 
@@ -109,13 +106,11 @@ def probe_numbers(
 
     yield number("source", log_probabilities(probe.logits(probe.rows(pair.source, test.texts)[0])))
     raw = stitch.transfer(probe)
-    rows = raw.rows(pair.target, train.texts)[0].cpu().numpy()
-    fit = METHODS["logistic_regression"].fit(
-        rows, class_numbers(train.labels, probe.classes), len(probe.classes), seed=seed
-    )
-    native = replace(
-        raw, weight=torch.from_numpy(fit.weight), bias=torch.from_numpy(fit.bias), before=None
-    )
+    # Without the map before it, a probe of maxima reads the states themselves.
+    unmapped = replace(raw, before=None)
+    rows = unmapped.rows(pair.target, train.texts)[0].cpu().numpy()
+    numbers = class_numbers(train.labels, probe.classes)
+    native = relearnt_from(unmapped, rows, numbers, seed=seed)
     yield number(
         "native", log_probabilities(native.logits(native.rows(pair.target, test.texts)[0]))
     )
@@ -146,12 +141,10 @@ def vector_numbers(
     native = meter.measure(
         VectorArm("native", vector.relearnt(pair.target, task.contrast, at=stitch.target_hook))
     )
-    texts = Clusters.single(len(native.plus.n_tokens))
-    resamples = Resamples({ITEMS: Clusters.single(n), TEXTS: texts}, seed=seed)
+    resamples = steering_resamples(task.items, len(native.plus.n_tokens), seed=seed)
 
-    def interval(measured: Any) -> Interval:
-        estimate = measured.plus.effect(damage, resamples)
-        return NOTHING if estimate is None else estimate.interval(resamples)
+    def interval(measured: MeasuredArm) -> Interval:
+        return measured.plus.effect(damage, resamples).interval(resamples)
 
     yield TaskNumber("effect", "native", interval(native), n)
     for name, one in stitches.items():

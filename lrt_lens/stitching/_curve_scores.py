@@ -103,12 +103,11 @@ class RowSample:
         if not self._kept:
             return GroupScore(math.nan, np.empty(0)), []
         n_groups = self.parts.n_test_groups
-        total: Tensor | None = None
-        for group, x, y in self._kept:
-            number = torch.full((len(x),), group)
-            sums = fve_sums(points(x.double()), y, number, n_groups)
-            total = sums if total is None else total + sums
-        assert total is not None
+        sums = [
+            fve_sums(points(x.double()), y, torch.full((len(x),), group), n_groups)
+            for group, x, y in self._kept
+        ]
+        total = torch.stack(sums).sum(0)
         used = total[total[:, 2] > 0]
         whole = used.sum(0)
         others = [fve_of(whole - one) for one in used] if len(used) > 1 else []

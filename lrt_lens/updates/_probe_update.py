@@ -13,13 +13,12 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 
 from lrt_lens.adapters.probes._labels import class_numbers
 from lrt_lens.adapters.probes._linear_probe import LinearProbe
 from lrt_lens.adapters.probes._logistic import log_probabilities
 from lrt_lens.adapters.probes._probe_arms import shuffled_draws
-from lrt_lens.adapters.probes._probe_fits import METHODS
+from lrt_lens.adapters.probes._relearning import relearnt_from
 from lrt_lens.adapters.probes._split import Labelled, split_texts
 from lrt_lens.statistics._bootstrap import bootstrap_statistic
 from lrt_lens.statistics._classification import auroc, auroc_interval
@@ -113,13 +112,8 @@ class _ProbeTexts:
         for arm in REPAIRS:
             self.probes[arm] = self._set(self.stitches[arm].transfer(probe), settings)
             found[arm] = [self._scores(self.probes[arm])]
-        method = probe.method if probe.method in METHODS else "logistic_regression"
-        fit = METHODS[method].fit(
-            self._rows[0].cpu().numpy(), self.y, len(probe.classes), seed=settings.seed
-        )
-        weight, bias = torch.from_numpy(fit.weight), torch.from_numpy(fit.bias)
-        self.probes["relearnt"] = replace(
-            self.probes["frozen"], weight=weight, bias=bias, before=None
+        self.probes["relearnt"] = relearnt_from(
+            self.probes["frozen"], self._rows[0].cpu().numpy(), self.y, seed=settings.seed
         )
         found["relearnt"] = [self._scores(self.probes["relearnt"])]
         if repaired.null is not None and settings.n_shuffled > 0:
@@ -171,10 +165,10 @@ def _log_odds(log_probability: np.ndarray) -> np.ndarray:
 def _loss(old: np.ndarray, draws: Sequence[np.ndarray], truth: np.ndarray, seed: int) -> Interval:
     """Return the loss of AUROC against the old revision, with its interval over texts."""
     n_classes = old.shape[1]
-    # [2 · class + 1, text]: old scores, mean scores of the draws, and the class.
     if len(draws) > 1:
         values = [auroc(old, truth) - auroc(draw, truth) for draw in draws]
         return prediction_interval(values)
+    # [2 · class + 1, text]: old scores, those of the arm, and the class.
     stacked = np.concatenate([old.T, draws[0].T, truth[None]])
 
     def lost(values: np.ndarray) -> float:

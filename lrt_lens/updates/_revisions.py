@@ -26,6 +26,7 @@ Limits: both revisions need one width and one tokenizer.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ from lrt_lens.moments._cross_moments import CrossMoments
 from lrt_lens.moments._harvesting import harvest
 from lrt_lens.moments._scatter import Scatter
 from lrt_lens.stitching._affine import AffineMap, MapPair
-from lrt_lens.stitching._fidelity import RIDGE, regularised_solve
+from lrt_lens.stitching._fidelity import RIDGE, Fidelity, regularised_solve
 from lrt_lens.stitching._fit import fit_grid
 from lrt_lens.stitching._stitch import Stitch
 from lrt_lens.stitching.solvers._procrustes import Procrustes
@@ -108,7 +109,7 @@ class Revisions:
         xy = (columns * (scatter.xy @ columns.T).T).sum(1)
         kept = float((xy / (x * y).sqrt()).mean())
         moved = float(((x + y - 2 * xy) / (x + y)).mean())
-        found = [self.stitches[hook]["repaired"].fidelity(one, "read") for one in columns]
+        found = [self._fidelity(hook, one, "read") for one in columns]
         n = len(found)
         low, high = (sum(getattr(one, end) for one in found) / n for end in ("low", "high"))
         return Prediction(kept, moved, sum(one.value for one in found) / n, low, high)
@@ -122,9 +123,13 @@ class Revisions:
         c = regularised_solve(fit.yy / fit.n, v, RIDGE)
         xy = (a @ held_out.xy @ c.T).item()
         size = (a @ held_out.xx @ a.T).item() * (c @ held_out.yy @ c.T).item()
-        found = self.stitches[hook]["repaired"].fidelity(direction, "write")
+        found = self._fidelity(hook, direction, "write")
         kept = xy / size**0.5
         return Prediction(kept, float("nan"), found.value, found.low, found.high)
+
+    def _fidelity(self, hook: str, direction: Tensor, kind: Literal["write", "read"]) -> Fidelity:
+        # Random directions are not reported, so that few of them do.
+        return self.stitches[hook]["repaired"].fidelity(direction, kind, n_random=2)
 
 
 def refuse_other_architecture(pair: ModelPair) -> None:

@@ -21,6 +21,8 @@ from lrt_lens.updates._verdicts import ArtefactUpdate
 
 _MEASURES = ("fvu", "delta_ce")
 """Numbers of an SAE, the one that is compared first."""
+_ALSO = {"frozen": {"source": "old"}, "repaired": {"shuffled": "shuffled"}}
+"""Further arms that are taken from the evaluation of an arm, by their names there."""
 
 
 def sae_hook(sae: Any) -> str:
@@ -58,7 +60,6 @@ def update_sae(
     if documents is None:
         return update
     rows: list[dict[str, Any]] = []
-    values: dict[str, Any] = {}
     for arm in ("frozen", *REPAIRS):
         result = evaluate_sae(
             revisions.pair,
@@ -71,17 +72,14 @@ def update_sae(
             seed=settings.seed,
         )
         table = result.table.set_index("arm")
-        known = {"transferred": arm} | (
-            {"source": "old"}
-            if arm == "frozen"
-            else {"shuffled": "shuffled"}
-            if arm == "repaired"
-            else {}
-        )
-        for theirs, ours in known.items():
-            if theirs in table.index:
-                values[ours] = result
-                rows += [_row(ours, measure, table.loc[theirs]) for measure in _MEASURES]
+        # Every evaluation has the SAE on the old revision; the fitted map has the control.
+        names = {"transferred": arm} | _ALSO.get(arm, {})
+        rows += [
+            _row(ours, measure, table.loc[theirs])
+            for theirs, ours in names.items()
+            if theirs in table.index
+            for measure in _MEASURES
+        ]
     old = next(row for row in rows if row["arm"] == "old" and row["measure"] == "fvu")
     losses = {
         row["arm"]: Interval(

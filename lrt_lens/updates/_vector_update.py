@@ -15,13 +15,13 @@ import numpy as np
 
 from lrt_lens.adapters.vectors._arm_meter import ArmMeter
 from lrt_lens.adapters.vectors._arms import drawn_arms, shuffled_arms
-from lrt_lens.adapters.vectors._equal_damage import ITEMS, TEXTS
+from lrt_lens.adapters.vectors._equal_damage import steering_resamples
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
 from lrt_lens.adapters.vectors._vector_arm import MeasuredArm, VectorArm
 from lrt_lens.data._contrast import ChoiceItems
-from lrt_lens.statistics._bootstrap import Clusters, Resamples
+from lrt_lens.statistics._bootstrap import Resamples
 from lrt_lens.statistics._draws import prediction_interval
-from lrt_lens.statistics._intervals import NOTHING, Interval
+from lrt_lens.statistics._intervals import Interval
 from lrt_lens.updates._revisions import Revisions
 from lrt_lens.updates._update_settings import UpdateSettings
 from lrt_lens.updates._verdicts import ArtefactUpdate
@@ -58,8 +58,7 @@ def update_vector(
     measured: dict[str, list[MeasuredArm]] = {}
     for arm in _arms(revisions, vector, settings):
         measured.setdefault(arm.name, []).append(meters[1].measure(arm))
-    clusters = {ITEMS: Clusters.single(len(items)), TEXTS: Clusters.single(len(old.plus.n_tokens))}
-    resamples = Resamples(clusters, seed=settings.seed)
+    resamples = steering_resamples(items, len(old.plus.n_tokens), seed=settings.seed)
     reference = old.plus.effect(budget, resamples)
     rows = [_row("old", _interval([old], budget, resamples), 1)]
     losses: dict[str, Interval] = {}
@@ -69,9 +68,8 @@ def update_vector(
             values = np.array([one.effect(budget) for one in draws])
             losses[name] = prediction_interval(old.effect(budget) - values)
         else:
-            estimate = draws[0].plus.effect(budget, resamples)
-            known = reference is not None and estimate is not None
-            losses[name] = (reference - estimate).interval(resamples) if known else NOTHING
+            lost = reference - draws[0].plus.effect(budget, resamples)
+            losses[name] = lost.interval(resamples)
     scale = _SHARE * abs(old.effect(budget))
     return replace(update, measure="effect", rows=rows, losses=losses, n=len(items), scale=scale)
 
@@ -94,8 +92,7 @@ def _arms(
 def _interval(draws: Sequence[MeasuredArm], budget: float, resamples: Resamples) -> Interval:
     if len(draws) > 1:
         return prediction_interval([one.effect(budget) for one in draws])
-    estimate = draws[0].plus.effect(budget, resamples)
-    return NOTHING if estimate is None else estimate.interval(resamples)
+    return draws[0].plus.effect(budget, resamples).interval(resamples)
 
 
 def _row(arm: str, interval: Interval, n_draws: int) -> dict[str, Any]:

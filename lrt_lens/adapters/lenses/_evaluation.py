@@ -256,8 +256,9 @@ def _run(
     streams = {
         "x": seen[stitch.source_hook],
         "y": pair.target.engine.capture(tokens, [stitch.target_hook])[stitch.target_hook],
-        "tokens": seen.get(EMBED),
     }
+    # Only an arm of token identity asks for the embedding.
+    streams |= {"tokens": seen[EMBED]} if EMBED in seen else {}
     n = min(pair.source.d_vocab, pair.target.d_vocab)
 
     def distribution(logits: Tensor) -> Tensor:
@@ -270,7 +271,6 @@ def _run(
     own: Tensor | None = None
     for arm in arms:
         states = streams[arm.stream]
-        assert states is not None
         like = streams["x" if arm.reader is pair.source else "y"]
         mapped = arm.points(states.float()).to(like)
         said = distribution(read_batch(arm.reader, tokens, mapped))

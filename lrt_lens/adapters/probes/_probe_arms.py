@@ -45,8 +45,8 @@ from torch import Tensor
 from lrt_lens.adapters.probes._labels import class_numbers
 from lrt_lens.adapters.probes._linear_probe import LinearProbe, probe_through
 from lrt_lens.adapters.probes._logistic import Logistic, Scaling, log_probabilities
-from lrt_lens.adapters.probes._probe_fits import METHODS
 from lrt_lens.adapters.probes._probe_rows import read_rows
+from lrt_lens.adapters.probes._relearning import fits_of, relearnt_from
 from lrt_lens.adapters.probes._split import Labelled
 from lrt_lens.models._hook_points import EMBED
 from lrt_lens.models._pair import ModelPair
@@ -106,22 +106,11 @@ class ProbeArms:
                 self.x_set = self._read(recentring)
                 self.z_set = self.raw.rows(pair.target, recentring)[0].numpy()
         self.transferred = self._recentred(probe, self.raw)
-        # All arms are fitted by the method of the probe, so that they differ in their data only. A
-        # probe that was not fitted here has no method; logistic regression is its reference.
-        method = probe.method if probe.method in METHODS else "logistic_regression"
-        self.fits = METHODS[method]
+        # All arms are fitted by the method of the probe, so that they differ in their data only.
+        self.fits = fits_of(probe)
         # The reference with all labels of the target.
-        fit = self.fits.fit(self.x, self.y, len(self.classes), groups=self.groups, seed=seed)
-        self.native = replace(
-            probe,
-            weight=torch.from_numpy(fit.weight),
-            bias=torch.from_numpy(fit.bias),
-            hook=stitch.target_hook,
-            model=pair.target.identity,
-            method=method,
-            penalty=fit.penalty,
-            before=None,
-        )
+        on_target = replace(probe, hook=stitch.target_hook, model=pair.target.identity)
+        self.native = relearnt_from(on_target, self.x, self.y, groups=self.groups, seed=seed)
 
     def _read(self, texts: list[str]) -> np.ndarray:
         hook, read, skip_first = self.stitch.target_hook, self.probe.read, self.probe.skip_first

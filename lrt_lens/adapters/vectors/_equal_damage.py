@@ -47,6 +47,12 @@ def item_clusters(items: ChoiceItems) -> Clusters:
     return Clusters.of(list(items.prompts), list(items.positive), list(items.negative))
 
 
+def steering_resamples(items: ChoiceItems, n_texts: int, *, seed: int) -> Resamples:
+    """Return joint resamples of items, whole clusters at a time, and of neutral texts."""
+    sources = {ITEMS: item_clusters(items), TEXTS: Clusters.single(n_texts)}
+    return Resamples(sources, seed=seed)
+
+
 @dataclass(frozen=True)
 class Curve:
     """Propensities of items and losses of neutral texts over the scales of one vector."""

@@ -40,7 +40,7 @@ from lrt_lens.adapters.vectors._arms import (
     shuffled_arms,
     transferred_arms,
 )
-from lrt_lens.adapters.vectors._equal_damage import ITEMS, TEXTS, Curve, item_clusters
+from lrt_lens.adapters.vectors._equal_damage import ITEMS, Curve, steering_resamples
 from lrt_lens.adapters.vectors._steering_hook import Positions
 from lrt_lens.adapters.vectors._steering_result import SteeringEvaluation
 from lrt_lens.adapters.vectors._steering_summary import SteeringSummary
@@ -148,8 +148,7 @@ def evaluate_steering(
     bar = tqdm(arms, desc=f"steer {vector.name}", disable=not settings.progress, leave=False)
     measured = [meter.measure(arm) for arm in bar]
     n_texts = len(measured[0].plus.n_tokens)
-    sources = {ITEMS: item_clusters(test), TEXTS: Clusters.single(n_texts)}
-    resamples = Resamples(sources, seed=settings.seed)
+    resamples = steering_resamples(test, n_texts, seed=settings.seed)
     summary = SteeringSummary(vector.name, measured, settings.damage, resamples)
     return SteeringEvaluation(
         table=_table(vector.name, measured, resamples),
