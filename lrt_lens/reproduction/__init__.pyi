@@ -2,6 +2,7 @@ from ._concepts import first_items as first_items
 from ._concepts import first_pairs as first_pairs
 from ._concepts import generic_stitch as generic_stitch
 from ._concepts import load_concepts as load_concepts
+from ._fine_tuning import fine_tune as fine_tune
 from ._labelled_texts import Task as Task
 from ._options import FigureOptions as FigureOptions
 from ._options import MissingInputError as MissingInputError

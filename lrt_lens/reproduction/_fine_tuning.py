@@ -1,0 +1,130 @@
+"""A fine-tune of a small model, made within a script: training on packed rows of documents.
+
+Problem: updates and comparisons need a second revision of a model, and a script should run without
+one to download. Mechanism: a copy of the model is trained by AdamW on next tokens, on documents
+that are joined into rows of one length; the model itself stays as it is.
+
+    base = lrt.demo_pair().target
+    tuned = fine_tune(base, lrt.demo_contrast("sentiment").positive, n_steps=200)
+    tuned.name                                     # 'large, tuned'
+
+Limits: all weights are trained, without dropout, on one device; made for models of millions of
+parameters.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lrt_lens.errors import TooFewDocumentsError
+from lrt_lens.models._hooked_model import HookedModel
+from lrt_lens.models._hugging_face_engine import HuggingFaceEngine
+from lrt_lens.models._ownership import entering
+
+_WARM_UP = 0.1
+"""Share of the steps in which the learning rate rises to its peak."""
+
+
+def fine_tune(
+    model: HookedModel,
+    documents: Sequence[str],
+    *,
+    n_steps: int = 200,
+    learning_rate: float = 3e-4,
+    batch_rows: int = 8,
+    row_tokens: int = 96,
+    seed: int = 0,
+    name: str | None = None,
+) -> HookedModel:
+    """Return a copy of a model that was trained on documents.
+
+    AdamW with torch's defaults; the learning rate rises over the first tenth of the steps and falls
+    to zero. Two calls with equal arguments give equal weights.
+
+    Args:
+        model: a Hugging Face model in float32; it is not changed.
+        documents: texts, joined in their order with the end-of-text token between them.
+        n_steps: number of steps.
+        learning_rate: largest learning rate.
+        batch_rows: number of rows per step, drawn with replacement.
+        row_tokens: number of tokens of a row, those of the tokenizer's prefix included.
+        seed: seed of the draws.
+        name: name of the copy; by default that of the model with ", tuned".
+
+    Raises:
+        TooFewDocumentsError: the documents do not fill one row.
+        TypeError: the model is a bridge or a ``HookedTransformer`` that was made elsewhere.
+        ValueError: the weights are not float32, or a number is out of range.
+    """
+    if not isinstance(model.engine, HuggingFaceEngine):
+        raise TypeError(
+            f"{model.name!r} is a {type(model.engine.model).__name__} of TransformerLens; "
+            "fine_tune trains Hugging Face models: give HookedModel.load(hugging_face_model)"
+        )
+    if n_steps < 1 or batch_rows < 1:
+        raise ValueError(f"n_steps is {n_steps} and batch_rows {batch_rows}; expected at least 1")
+    rows = _packed(model, documents, row_tokens).to(model.device)
+    trained = copy.deepcopy(model.engine.model)
+    _train(trained, rows, n_steps, learning_rate, batch_rows, seed)
+    return HookedModel.load(
+        trained,
+        tokenizer=model.tokenizer,
+        name=name or f"{model.name}, tuned",
+        prepend_bos=model.prepend_bos,
+        truncation=model.codec.truncation,
+    )
+
+
+def _train(
+    trained: Any, rows: Tensor, n_steps: int, learning_rate: float, batch_rows: int, seed: int
+) -> None:
+    """Train a model in place and leave it in evaluation mode, without gradients."""
+    if other := {p.dtype for p in trained.parameters()} - {torch.float32}:
+        raise ValueError(
+            f"the weights are {sorted(map(str, other))}; small steps are lost in their rounding: "
+            "load the model with dtype='float32'"
+        )
+    # Evaluation mode: dropout would draw from the caller's random numbers.
+    trained.eval().requires_grad_(True)
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=learning_rate)
+    warm_up = max(1, round(_WARM_UP * n_steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1.0, (step + 1) / warm_up) * (1 - step / n_steps)
+    )
+    generator = torch.Generator().manual_seed(seed)
+    # Interventions of the caller on the model are no part of the training.
+    with entering(alone=True), torch.enable_grad():
+        for _ in range(n_steps):
+            drawn = torch.randint(len(rows), (batch_rows,), generator=generator).to(rows.device)
+            batch = rows[drawn]
+            optimizer.zero_grad()
+            trained(input_ids=batch, labels=batch, use_cache=False).loss.backward()
+            optimizer.step()
+            schedule.step()
+    trained.zero_grad()
+    trained.requires_grad_(False)
+
+
+def _packed(model: HookedModel, documents: Sequence[str], row_tokens: int) -> Tensor:
+    """Return rows of consecutive tokens [row, token], each behind the tokenizer's prefix."""
+    prefix = model.prefix
+    room = row_tokens - len(prefix)
+    if room < 2 or row_tokens > model.context_length:
+        raise ValueError(
+            f"row_tokens is {row_tokens}; expected {len(prefix) + 2} to {model.context_length}, "
+            f"the context of {model.name!r}"
+        )
+    end = model.tokenizer.eos_token_id
+    behind = [] if end is None else [int(end)]
+    ids = [token for body in model.encode_bodies(documents) for token in [*body, *behind]]
+    n_rows = len(ids) // room
+    if not n_rows:
+        raise TooFewDocumentsError(
+            f"{len(documents)} documents have {len(ids)} tokens, fewer than one row of "
+            f"{row_tokens}; give more text or smaller row_tokens"
+        )
+    bodies = torch.tensor(ids[: n_rows * room]).reshape(n_rows, room)
+    return torch.cat([torch.tensor(prefix, dtype=torch.long).expand(n_rows, -1), bodies], dim=1)

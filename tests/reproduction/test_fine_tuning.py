@@ -1,0 +1,63 @@
+"""A fine-tune predicts its documents better, and the model that it was made of stays as it is."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from lrt_lens.errors import TooFewDocumentsError
+from lrt_lens.models import HookedModel
+from lrt_lens.reproduction import fine_tune
+
+
+def loss(model: Any, texts: list[str]) -> float:
+    rows = model.encode(texts)
+    losses = []
+    for row in rows:
+        log_probabilities = model.logits(torch.tensor([row]))[0, :-1].log_softmax(-1)
+        losses.append(-log_probabilities[range(len(row) - 1), row[1:]].mean())
+    return float(torch.stack(losses).mean())
+
+
+def weights(model: Any) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.engine.model.parameters()])
+
+
+def test_a_fine_tune_predicts_its_documents_better(model: Any, passages: list[str]) -> None:
+    before, old_hash = loss(model, passages[:20]), model.identity.config_hash
+    options: dict[str, Any] = {"n_steps": 60, "learning_rate": 1e-2, "row_tokens": 16}
+    tuned = fine_tune(model, passages, **options)
+    assert loss(tuned, passages[:20]) < before - 0.5
+    assert loss(model, passages[:20]) == before
+    assert model.engine.weights_hash() == old_hash
+    assert tuned.name == f"{model.name}, tuned"
+    assert tuned.identity.config_hash != old_hash
+    assert tuned.identity.tokenizer_hash == model.identity.tokenizer_hash
+    assert tuned.prefix == model.prefix
+    assert not any(p.requires_grad for p in tuned.engine.model.parameters())
+    # Draws have a generator of their own, so that the weights are those of the arguments alone.
+    torch.randn(3)
+    torch.testing.assert_close(
+        weights(fine_tune(model, passages, **options)), weights(tuned), rtol=0, atol=0
+    )
+    other = fine_tune(model, passages, seed=1, **options)
+    assert not torch.equal(weights(other), weights(tuned))
+
+
+def test_an_intervention_is_no_part_of_the_training(model: Any, passages: list[str]) -> None:
+    options: dict[str, Any] = {"n_steps": 2, "row_tokens": 16}
+    expected = weights(fine_tune(model, passages, **options))
+    with model.intervene({1: lambda x, hook: x * 0}):
+        found = weights(fine_tune(model, passages, **options))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_what_cannot_be_trained_is_refused(model: Any, passages: list[str]) -> None:
+    with pytest.raises(TooFewDocumentsError, match="fewer than one row"):
+        fine_tune(model, ["the cat"], row_tokens=20)
+    with pytest.raises(ValueError, match="row_tokens is 100000"):
+        fine_tune(model, passages, row_tokens=100_000)
+    with pytest.raises(ValueError, match="n_steps is 0"):
+        fine_tune(model, passages, n_steps=0)
+    with pytest.raises(TypeError, match="give HookedModel"):
+        fine_tune(HookedModel.load(model.bridge), passages)
