@@ -8,8 +8,7 @@ that are joined into rows of one length; the model itself stays as it is.
     tuned = fine_tune(base, lrt.demo_contrast("sentiment").positive, n_steps=200)
     tuned.name                                     # 'large, tuned'
 
-Limits: all weights are trained, without dropout, on one device; made for models of millions of
-parameters.
+Limits: no dropout, one device; made for models of millions of parameters.
 """
 
 import copy
@@ -23,6 +22,7 @@ from lrt_lens.errors import TooFewDocumentsError
 from lrt_lens.models._hooked_model import HookedModel
 from lrt_lens.models._hugging_face_engine import HuggingFaceEngine
 from lrt_lens.models._ownership import entering
+from lrt_lens.serving.bake._adapter import require_peft
 
 _WARM_UP = 0.1
 """Share of the steps in which the learning rate rises to its peak."""
@@ -36,6 +36,7 @@ def fine_tune(
     learning_rate: float = 3e-4,
     batch_rows: int = 8,
     row_tokens: int = 96,
+    lora_rank: int | None = None,
     seed: int = 0,
     name: str | None = None,
 ) -> HookedModel:
@@ -51,11 +52,14 @@ def fine_tune(
         learning_rate: largest learning rate.
         batch_rows: number of rows per step, drawn with replacement.
         row_tokens: number of tokens of a row, those of the tokenizer's prefix included.
+        lora_rank: None trains all weights; a number trains a LoRA adapter of this rank on every
+            linear layer of the blocks, and merges it (needs ``peft``).
         seed: seed of the draws.
         name: name of the copy; by default that of the model with ", tuned".
 
     Raises:
         TooFewDocumentsError: the documents do not fill one row.
+        ImportError: ``lora_rank`` is given and ``peft`` is not installed.
         TypeError: the model is a bridge or a ``HookedTransformer`` that was made elsewhere.
         ValueError: the weights are not float32, or a number is out of range.
     """
@@ -68,7 +72,16 @@ def fine_tune(
         raise ValueError(f"n_steps is {n_steps} and batch_rows {batch_rows}; expected at least 1")
     rows = _packed(model, documents, row_tokens).to(model.device)
     trained = copy.deepcopy(model.engine.model)
+    if other := {p.dtype for p in trained.parameters()} - {torch.float32}:
+        raise ValueError(
+            f"the weights are {sorted(map(str, other))}; small steps are lost in their rounding: "
+            "load the model with dtype='float32'"
+        )
+    trained.requires_grad_(True)
+    trained = trained if lora_rank is None else _with_adapter(trained, lora_rank, seed)
     _train(trained, rows, n_steps, learning_rate, batch_rows, seed)
+    trained = trained if lora_rank is None else trained.merge_and_unload()
+    trained.requires_grad_(False)
     return HookedModel.load(
         trained,
         tokenizer=model.tokenizer,
@@ -81,15 +94,11 @@ def fine_tune(
 def _train(
     trained: Any, rows: Tensor, n_steps: int, learning_rate: float, batch_rows: int, seed: int
 ) -> None:
-    """Train a model in place and leave it in evaluation mode, without gradients."""
-    if other := {p.dtype for p in trained.parameters()} - {torch.float32}:
-        raise ValueError(
-            f"the weights are {sorted(map(str, other))}; small steps are lost in their rounding: "
-            "load the model with dtype='float32'"
-        )
+    """Train the weights of a model that have gradients, in place; it stays in evaluation mode."""
     # Evaluation mode: dropout would draw from the caller's random numbers.
-    trained.eval().requires_grad_(True)
-    optimizer = torch.optim.AdamW(trained.parameters(), lr=learning_rate)
+    trained.eval()
+    weights = [weight for weight in trained.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=learning_rate)
     warm_up = max(1, round(_WARM_UP * n_steps))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / warm_up) * (1 - step / n_steps)
@@ -105,7 +114,16 @@ def _train(
             optimizer.step()
             schedule.step()
     trained.zero_grad()
-    trained.requires_grad_(False)
+
+
+def _with_adapter(trained: Any, rank: int, seed: int) -> Any:
+    """Return the model with a LoRA adapter on the linear layers of its blocks, to be trained."""
+    peft = require_peft("train all weights, with lora_rank=None")
+    config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
+    # The adapter's first weights are drawn from torch's own generator.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return peft.get_peft_model(trained, config)
 
 
 def _packed(model: HookedModel, documents: Sequence[str], row_tokens: int) -> Tensor:

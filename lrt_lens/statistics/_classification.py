@@ -31,6 +31,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.optimize import root_scalar
+from scipy.stats import rankdata
 
 from lrt_lens.statistics._bootstrap import FEW, FEWEST_CLUSTERS, Clusters, few_units
 from lrt_lens.statistics._intervals import NOTHING, Interval, joined_flags, t_quantile
@@ -182,6 +183,48 @@ def auroc_interval(
     return _over_draws(Interval(value, *interval, joined_flags([few, separated])), values)
 
 
+def auroc_difference(
+    ours: np.ndarray, theirs: np.ndarray, truth: np.ndarray, *, clusters: Clusters | None = None
+) -> Interval:
+    """Return the AUROC of ``ours`` minus that of ``theirs`` on the same items, with its interval.
+
+    With the intervals (l, u) of both AUROCs, their values A and B and the correlation r of their
+    errors, which DeLong's covariance gives, the ends are those of Zou and Donner (2008):
+
+        A − B − √((A − l)² + (u′ − B)² − 2r (A − l)(u′ − B)),      with l, u of A and l′, u′ of B
+        A − B + √((u − A)² + (B − l′)² − 2r (u − A)(B − l′))
+
+    They have a width where all items are separated, which those of the paired test have not. Two
+    arms that put all items in one order have the same AUROC on any items: no loss, without a width.
+
+    Args:
+        ours: probabilities or their logarithms, [item, class].
+        theirs: those of the other arm on the same items, [item, class].
+        truth: number of the class of each item, [item].
+        clusters: which items are independent; all of them by default.
+
+    Returns:
+        NaN unless every class occurs, and NaN ends for a single cluster. The flag is that of either
+        AUROC.
+    """
+    clusters = clusters or Clusters.single(len(truth))
+    a, b = (auroc_interval([one], truth, clusters=clusters) for one in (ours, theirs))
+    value = a.value - b.value
+    if math.isnan(value) or clusters.n < 2:
+        return Interval(value, math.nan, math.nan, a.flag)
+    if np.array_equal(rankdata(ours, axis=0), rankdata(theirs, axis=0)):
+        return Interval(0.0, 0.0, 0.0, a.flag)
+    r = _error_correlation(ours, theirs, truth, clusters)
+
+    def reach(x: float, y: float) -> float:
+        return math.sqrt(max(x**2 + y**2 - 2 * r * x * y, 0.0))
+
+    low = value - reach(a.value - a.low, b.high - b.value)
+    high = value + reach(a.high - a.value, b.value - b.low)
+    flags = list(dict.fromkeys([*a.flag.split("; "), *b.flag.split("; ")]))
+    return Interval(value, max(low, -1.0), min(high, 1.0), joined_flags(flags))
+
+
 # ------------------------------------------------------------------------------------------ AUROC
 
 
@@ -226,6 +269,20 @@ def _influence(chances: np.ndarray, truth: np.ndarray, n_clusters: int) -> np.nd
             influence[members] = (placements - value) / m * unbiased
         influences.append(influence)
     return np.mean(influences, 0)
+
+
+def _error_correlation(
+    ours: np.ndarray, theirs: np.ndarray, truth: np.ndarray, clusters: Clusters
+) -> float:
+    """Return the correlation of the errors of two AUROCs on the same items."""
+    a, b = (_influence(one, truth, clusters.n) for one in (ours, theirs))
+    variances = clusters.variance(a), clusters.variance(b)
+    # Items that are all separated say nothing of the errors.
+    if not min(variances) > 0:
+        return 0.0
+    # Cov(A, B) = (Var(A) + Var(B) − Var(A − B)) / 2
+    covariance = (sum(variances) - clusters.variance(a - b)) / 2
+    return float(np.clip(covariance / math.sqrt(variances[0] * variances[1]), -1.0, 1.0))
 
 
 def _hanley_mcneil(theta: float, m: int, n: int) -> float:

@@ -1,8 +1,8 @@
 """A probe of the old revision, read in the new one by every arm.
 
-Scores are log-odds. The loss is a difference of AUROC on the same texts, with a paired bootstrap
-over them. ``recall_at_…`` uses the threshold that had this rate of false positives on the old
-revision (on the negative training texts), which is how a monitor is deployed, and
+Scores are log-odds. The loss is a difference of AUROC on the same texts, with the interval of
+`auroc_difference`. ``recall_at_…`` uses the threshold that had this rate of false positives on the
+old revision (on the negative training texts), which is how a monitor is deployed, and
 ``false_positives_at_…`` is what the rate has become.
 
 Limits: recalls are for probes of two classes.
@@ -20,11 +20,11 @@ from lrt_lens.adapters.probes._logistic import log_probabilities
 from lrt_lens.adapters.probes._probe_arms import shuffled_draws
 from lrt_lens.adapters.probes._relearning import relearnt_from
 from lrt_lens.adapters.probes._split import Labelled, split_texts
-from lrt_lens.statistics._bootstrap import bootstrap_statistic
-from lrt_lens.statistics._classification import auroc, auroc_interval
+from lrt_lens.statistics._classification import auroc, auroc_difference, auroc_interval
 from lrt_lens.statistics._draws import prediction_interval
 from lrt_lens.statistics._intervals import Interval
 from lrt_lens.updates._revisions import REPAIRS, Revisions
+from lrt_lens.updates._shared_rows import SharedRows
 from lrt_lens.updates._update_settings import UpdateSettings
 from lrt_lens.updates._verdicts import ArtefactUpdate
 
@@ -34,8 +34,11 @@ def update_probe(
     probe: LinearProbe,
     labelled: tuple[Sequence[str], Sequence[Any]] | None,
     settings: UpdateSettings,
+    shared: SharedRows,
 ) -> ArtefactUpdate:
     """Return what became of a probe; without labelled texts only what moments say.
+
+    ``shared`` has the rows of texts that other probes read too.
 
     Raises:
         ValueError: the probe reads every token, whose labels are those of texts.
@@ -52,14 +55,10 @@ def update_probe(
             f"probe {probe.name!r} reads every token; labels of texts measure probes that read one "
             "row per text: give a probe with read='last', 'mean' or 'max'"
         )
-    texts = _ProbeTexts(revisions, probe, labelled, settings)
+    texts = _ProbeTexts(revisions, probe, labelled, settings, shared)
     scores = texts.arms(settings)
     old, truth = scores["old"][0], texts.truth
-    losses = {
-        arm: _loss(old, draws, truth, settings.seed)
-        for arm, draws in scores.items()
-        if arm != "old"
-    }
+    losses = {arm: _loss(old, draws, truth) for arm, draws in scores.items() if arm != "old"}
     rows = []
     for arm, draws in scores.items():
         interval = auroc_interval(draws, truth)
@@ -87,6 +86,7 @@ class _ProbeTexts:
         probe: LinearProbe,
         labelled: tuple[Sequence[str], Sequence[Any]],
         settings: UpdateSettings,
+        shared: SharedRows,
     ) -> None:
         self.pair, self.probe = revisions.pair, probe
         self.stitches = revisions.stitches[probe.hook]
@@ -96,13 +96,12 @@ class _ProbeTexts:
         self.train, self.test = train.texts, test.texts
         self.y = class_numbers(train.labels, probe.classes)
         self.truth = class_numbers(test.labels, probe.classes)
-        self.old_train = probe.logits(probe.rows(self.pair.source, self.train)[0])
-        self.old_test = probe.logits(probe.rows(self.pair.source, self.test)[0])
+        parts = (self.train, self.test)
+        self.old_train, self.old_test = (
+            probe.logits(shared.of(probe, self.pair.source, texts)) for texts in parts
+        )
         self.probes = {"frozen": self.stitches["frozen"].transfer(probe)}
-        self._rows = [
-            self.probes["frozen"].rows(self.pair.target, texts)[0]
-            for texts in (self.train, self.test)
-        ]
+        self._rows = [shared.of(self.probes["frozen"], self.pair.target, texts) for texts in parts]
 
     def arms(self, settings: UpdateSettings) -> dict[str, list[np.ndarray]]:
         """Return the log-probabilities [text, class] of every draw of every arm."""
@@ -162,18 +161,8 @@ def _log_odds(log_probability: np.ndarray) -> np.ndarray:
     return log_probability[:, 1] - log_probability[:, 0]
 
 
-def _loss(old: np.ndarray, draws: Sequence[np.ndarray], truth: np.ndarray, seed: int) -> Interval:
-    """Return the loss of AUROC against the old revision, with its interval over texts."""
-    n_classes = old.shape[1]
+def _loss(old: np.ndarray, draws: Sequence[np.ndarray], truth: np.ndarray) -> Interval:
+    """Return the loss of AUROC against the old revision: over texts, or where a draw falls."""
     if len(draws) > 1:
-        values = [auroc(old, truth) - auroc(draw, truth) for draw in draws]
-        return prediction_interval(values)
-    # [2 · class + 1, text]: old scores, those of the arm, and the class.
-    stacked = np.concatenate([old.T, draws[0].T, truth[None]])
-
-    def lost(values: np.ndarray) -> float:
-        classes = values[-1].astype(int)
-        ours, theirs = values[:n_classes].T, values[n_classes:-1].T
-        return auroc(ours, classes) - auroc(theirs, classes)
-
-    return bootstrap_statistic(lost, stacked, seed=seed)
+        return prediction_interval([auroc(old, truth) - auroc(draw, truth) for draw in draws])
+    return auroc_difference(old, draws[0], truth)

@@ -35,6 +35,7 @@ from lrt_lens.moments._cross_moments import CrossMoments
 from lrt_lens.updates._probe_update import update_probe
 from lrt_lens.updates._revisions import Revisions, refuse_other_architecture
 from lrt_lens.updates._sae_update import sae_hook, update_sae
+from lrt_lens.updates._shared_rows import SharedRows
 from lrt_lens.updates._update_report import UpdateReport
 from lrt_lens.updates._update_settings import UpdateSettings
 from lrt_lens.updates._vector_update import update_vector
@@ -90,11 +91,13 @@ def update(
             "items are given and neutral is None: damage needs neutral texts, give both"
         )
     revisions = Revisions(pair, [_hook(one) for one in listed], documents, chosen)
+    shared = SharedRows([one for one in listed if isinstance(one, LinearProbe)])
     found: list[ArtefactUpdate] = []
     bar = tqdm(named.items(), desc="update", disable=not chosen.progress, leave=False)
     for name, artefact in bar:
         if isinstance(artefact, LinearProbe):
-            found.append(update_probe(revisions, artefact, _of(labelled, name), chosen))
+            texts = _of(labelled, name)
+            found.append(update_probe(revisions, artefact, texts, chosen, shared))
         elif isinstance(artefact, SteeringVector):
             found.append(update_vector(revisions, artefact, _of(items, name), neutral, chosen))
         else:

@@ -44,6 +44,21 @@ def test_a_fine_tune_predicts_its_documents_better(model: Any, passages: list[st
     assert not torch.equal(weights(other), weights(tuned))
 
 
+def test_a_merged_adapter_changes_few_directions(model: Any, passages: list[str]) -> None:
+    options: dict[str, Any] = {"n_steps": 60, "learning_rate": 1e-2, "row_tokens": 16}
+    merged = fine_tune(model, passages, lora_rank=2, **options)
+    assert loss(merged, passages[:20]) < loss(model, passages[:20]) - 0.1
+    before, after = (dict(one.engine.model.named_parameters()) for one in (model, merged))
+    assert list(after) == list(before)
+    changes = {name: after[name] - before[name] for name in before}
+    changed = {name for name, change in changes.items() if change.abs().max() > 0}
+    assert changed
+    assert all(torch.linalg.matrix_rank(changes[name], tol=1e-5) <= 2 for name in changed)
+    assert not any("embed" in name or "norm" in name for name in changed)
+    again = fine_tune(model, passages, lora_rank=2, **options)
+    torch.testing.assert_close(weights(again), weights(merged), rtol=0, atol=0)
+
+
 def test_an_intervention_is_no_part_of_the_training(model: Any, passages: list[str]) -> None:
     options: dict[str, Any] = {"n_steps": 2, "row_tokens": 16}
     expected = weights(fine_tune(model, passages, **options))

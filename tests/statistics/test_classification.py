@@ -20,6 +20,7 @@ from lrt_lens.statistics._classification import (
     _hanley_mcneil,
     _influence,
     auroc,
+    auroc_difference,
     auroc_interval,
     clusters_of,
     share_interval,
@@ -122,6 +123,41 @@ def test_the_ends_of_an_auroc_are_where_its_score_is_the_quantile_of_t() -> None
     for end in (found.low, found.high):
         spread = inflation * _hanley_mcneil(end, 40, 40)
         assert (found.value - end) ** 2 == pytest.approx(t**2 * spread, rel=1e-6)
+
+
+def test_the_errors_of_two_aurocs_are_correlated_as_delong_says() -> None:
+    rng = np.random.default_rng(4)
+    truth = np.r_[np.ones(14, int), np.zeros(23, int)]
+    a = np.round(rng.normal(size=37) + truth, 1)
+    b = np.round(a + rng.normal(size=37), 1)
+    placed = []
+    for scores in (a, b):
+        ours, others = scores[truth == 1], scores[truth == 0]
+        wins = np.array([[1.0 if x > y else 0.5 if x == y else 0.0 for y in others] for x in ours])
+        placed.append((wins.mean(1), wins.mean(0)))
+    # Covariances [2, 2] of the placements of both arms, by kind of item
+    total = sum(np.cov([one[k] for one in placed]) / len(placed[0][k]) for k in (0, 1))
+    r = total[0, 1] / (total[0, 0] * total[1, 1]) ** 0.5
+    found = auroc_difference(chances_of(a), chances_of(b), truth)
+    first, second = (auroc_interval([chances_of(one)], truth) for one in (a, b))
+    assert found.value == pytest.approx(roc_auc_score(truth, a) - roc_auc_score(truth, b))
+    down, up = first.value - first.low, second.high - second.value
+    low = found.value - (down**2 + up**2 - 2 * r * down * up) ** 0.5
+    assert found.low == pytest.approx(low)
+    # The paired test has the variance Var(A) + Var(B) − 2 Cov(A, B).
+    reach = student.ppf(0.975, 36) * (total[0, 0] + total[1, 1] - 2 * total[0, 1]) ** 0.5
+    assert found.high - found.low == pytest.approx(2 * reach, rel=0.1)
+
+
+def test_a_loss_of_auroc_is_0_for_one_order_and_has_a_width_without_errors() -> None:
+    scores, truth = np.arange(40.0), np.arange(40) // 20
+    same = auroc_difference(chances_of(scores / 9), chances_of(scores / 7 - 2), truth)
+    assert (same.value, same.low, same.high) == (0, 0, 0)
+    other = np.r_[np.arange(20)[::-1], np.arange(20, 40)] / 9
+    found = auroc_difference(chances_of(scores / 9), chances_of(other), truth)
+    assert found.value == 0
+    assert found.low < -0.05 < 0.05 < found.high
+    assert found.flag == "all items are separated"
 
 
 def test_a_perfect_auroc_of_few_items_is_not_certainty() -> None:
@@ -232,6 +268,22 @@ def auroc_of(n: int, area: float, spread: float = 1.0, size: int = 1) -> Draw:
     return draw
 
 
+def auroc_loss_of(n: int, before: float, after: float, correlation: float = 0.8) -> Draw:
+    """Return samples of the loss of AUROC of scores that changed, on the same n items."""
+
+    def draw(rng: np.random.Generator) -> tuple[Interval, float]:
+        truth = np.arange(n) % 2
+        shared, own = rng.normal(size=(2, n))
+        noises = shared, correlation * shared + math.sqrt(1 - correlation**2) * own
+        arms = [
+            chances_of(truth * norm.ppf(area) * math.sqrt(2) + noise)
+            for area, noise in zip((before, after), noises, strict=True)
+        ]
+        return auroc_difference(arms[0], arms[1], truth), before - after
+
+    return draw
+
+
 def share_of(n: int, ours: float, native: float, size: int = 1) -> Draw:
     """Return samples of the share of native of two arms that find the same items difficult."""
 
@@ -267,6 +319,11 @@ CASES |= {
 CASES |= {
     "AUROC 0.9, 40 texts, unequal variances": auroc_of(40, 0.9, spread=2.5),
     "AUROC 0.9, 80 texts in pairs": auroc_of(80, 0.9, size=2),
+}
+CASES |= {
+    f"loss of AUROC from {before} to {after}, {n} texts": auroc_loss_of(n, before, after)
+    for n in (20, 40, 150)
+    for before, after in ((0.7, 0.65), (0.9, 0.8), (0.98, 0.97))
 }
 CASES |= {
     f"share of native, .{a} of .{b}, {n} texts": share_of(n, a / 100, b / 100)

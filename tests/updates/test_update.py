@@ -5,6 +5,7 @@ every artefact is lost as it is, and a rotation repairs it exactly.
 """
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import lrt_lens as lrt
 from lrt_lens.errors import MismatchError
 from lrt_lens.models import HookedModel
 from lrt_lens.updates import UpdateReport
+from lrt_lens.updates._shared_rows import SharedRows
 
 OPTIONS: dict[str, Any] = {
     "n_tokens": 4000,
@@ -139,6 +141,31 @@ def test_thresholds_are_those_of_the_old_revision(
     np.testing.assert_allclose(theirs, scores[1], atol=0.2 * scores[1].std())
     with pytest.raises(MismatchError):
         repaired.rows(old, test.texts)
+
+
+def test_probes_with_the_same_rules_read_the_texts_once(
+    old: HookedModel, probes: Any, labelled: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes = []
+    capture = type(old.engine).capture
+    monkeypatch.setattr(
+        type(old.engine), "capture", lambda *given: passes.append(1) or capture(*given)
+    )
+    texts = labelled[0]
+    expected = [probe.rows(old, texts)[0] for probe in probes]
+    alone = len(passes)
+    passes.clear()
+    shared = SharedRows(probes)
+    for probe, rows in zip(probes, expected, strict=True):
+        torch.testing.assert_close(shared.of(probe, old, texts), rows, rtol=0, atol=0)
+    # Two rules, mean and max, at two hook points each
+    assert len(passes) == alone // 2
+    # Revisions of one name have rows of their own.
+    twin = HookedModel.load(rotated(old.engine.model), tokenizer=old.tokenizer, name=old.name)
+    moved = replace(probes[0], model=twin.identity)
+    assert not torch.equal(shared.of(moved, twin, texts), expected[0])
+    with pytest.raises(MismatchError):
+        shared.of(probes[0], twin, texts)
 
 
 def test_a_copy_keeps_everything(

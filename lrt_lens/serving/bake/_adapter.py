@@ -130,8 +130,8 @@ def _widths(writer: StreamWriter) -> tuple[int, int]:
     return int(n_in), int(n_out)
 
 
-def require_peft() -> Any:
-    """Return the module ``peft``.
+def require_peft(alternative: str = "bake form='weights'") -> Any:
+    """Return the module ``peft``; ``alternative`` says what works without it.
 
     Raises:
         ImportError: it is not installed; the message says how to install it.
@@ -140,8 +140,8 @@ def require_peft() -> Any:
         import peft
     except ImportError as error:
         raise ImportError(
-            "form 'lora' writes the format of PEFT, which is not installed:"
-            " pip install 'lrt-lens[peft]'; or bake form='weights'"
+            "LoRA adapters need PEFT, which is not installed: pip install 'lrt-lens[peft]'; or"
+            f" {alternative}"
         ) from error
     return peft
 
