@@ -38,7 +38,8 @@ class SharedRows:
             MismatchError: the probe belongs to another model.
         """
         rules = _rules(probe)
-        if probe.before is not None or probe.hook not in self._hooks.get(rules, ()):
+        alone = probe.before is not None or probe.hook not in self._hooks.get(rules, ())
+        if alone or probe.read == "every":
             return probe.rows(model, texts)[0]
         probe.refuse_other_model(model)
         # Two revisions may have one name; the caller holds both while it reads.
