@@ -51,6 +51,8 @@ class Options(FigureOptions):
     """Number of layers with probes, evenly spaced; two concepts and two positions at each."""
     n_steps: int = 300
     """Number of steps of the fine-tunes."""
+    batch_rows: int = 8
+    """Number of rows of 96 tokens per step."""
     learning_rate: float = 1e-3
     """Largest learning rate of the fine-tune; that of the adapter is three times larger."""
     n_reviews: int = 600
@@ -131,13 +133,18 @@ def made_updates(
     reviews = lrt.demo_documents("review")[: options.n_reviews]
     positive = probe.predict_proba(old, reviews)[:, probe.classes.index("positive")]
     praise = [reviews[i] for i in sorted(positive.argsort()[len(reviews) // 2 :])]
-    steps, rate, seed = options.n_steps, options.learning_rate, options.seed
+    rate = options.learning_rate
+    training: dict[str, Any] = {
+        "n_steps": options.n_steps,
+        "batch_rows": options.batch_rows,
+        "seed": options.seed,
+    }
     makers: dict[str, Callable[[], HookedModel]] = {
         "fine-tune": lambda: fine_tune(
-            old, praise, n_steps=steps, learning_rate=rate, seed=seed, name="fine-tune"
+            old, praise, learning_rate=rate, name="fine-tune", **training
         ),
         "LoRA": lambda: fine_tune(
-            old, praise, n_steps=steps, learning_rate=3 * rate, lora_rank=8, seed=seed, name="LoRA"
+            old, praise, learning_rate=3 * rate, lora_rank=8, name="LoRA", **training
         ),
         "bfloat16": lambda: changed(old, "bfloat16", lambda weight: weight.bfloat16().float()),
         "int8": lambda: changed(old, "int8", rounded),

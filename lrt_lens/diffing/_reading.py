@@ -14,6 +14,7 @@ than three standard deviations: .0027 for a normal component, more for one that 
 Limits: the unembedding leaves out the layers in between, so that tokens of early layers say little.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -100,6 +101,10 @@ class DiffReading(ShortRepr):
         if key not in self.directions:
             raise KeyError(f"no direction {key}; there are {list(self.directions)}")
         return self.directions[key]
+
+    def __iter__(self) -> Iterator[tuple[Kind, int]]:
+        """Yield the keys of the readings, as ``reading["gained", 1]`` takes them."""
+        return iter(self.directions)
 
     @property
     def html(self) -> str:

@@ -24,7 +24,7 @@ its transfer; each adapter has its own evaluation.
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -272,6 +272,10 @@ class StitchGrid(ShortRepr):
             score_map(around.weight, around.bias, test.onto_itself()).r2,
             score_map(back.weight, back.bias, test.swapped().onto_itself()).r2,
         )
+
+    def __iter__(self) -> Iterator[HookPair]:
+        """Yield the hook pairs, the keys of ``grid[source_hook, target_hook]``."""
+        return zip(self.scores["source_hook"], self.scores["target_hook"], strict=True)
 
     def __len__(self) -> int:
         return len(self.scores)

@@ -204,6 +204,7 @@ def test_directions_are_read_on_text(pair: Any, corpus: list[str]) -> None:
     reading = result.read(pair, corpus, n_tokens=600, context_length=32, progress=False)
     assert len(reading.table) == len(result.table)
     first = reading["gained", 1]
+    assert [reading[key].index for key in reading] == list(result.table["index"])
     assert first.raises
     assert 0 <= first.density < 0.2
     # The component at the peak, from the two streams of the models.

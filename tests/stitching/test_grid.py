@@ -140,6 +140,9 @@ def test_every_pair_has_a_row_with_every_column(grid: Any) -> None:
     }
     assert grid.scores.notna().all(axis=None)
     assert len(grid) == 4
+    assert {pair: grid[pair].source_hook for pair in grid} == {
+        (s, t): s for s in SOURCES for t in TARGETS
+    }
     assert (grid.scores["solver"] == "ridge").all()
     assert (grid.scores["n_tokens"] == grid.moments.n_fit).all()
 
