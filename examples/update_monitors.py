@@ -7,8 +7,9 @@ r"""Do probes survive an update of their model, and does a map without labels re
 Probes of sentiment and of mood are learnt on a model at several layers. Then the model is updated:
 fine-tuned on reviews that its own probe calls positive, once with all weights and once by a LoRA
 adapter that is merged, rounded to bfloat16 and to 8 bits, or copied. `lrt.update` measures every
-probe on the new revision as it is, repaired without labels, learnt again, and repaired by a map of
-shuffled pairs, and predicts the loss before any label.
+probe on the new revision as it is, repaired by a map without labels, corrected on unlabelled texts
+(distilled), learnt again from as many labels, and repaired by a map of shuffled pairs, and predicts
+the loss before any label.
 
 None of the three papers updates a model; the question is that of arXiv 2606.15980.
 """
@@ -30,6 +31,7 @@ LOST, RECOVERED, SHUFFLED, CAST, ORDERED = 0.05, 0.9, 0.1, 0.01, 0.7
 the shuffled map (at most) recover; the loss of a cast; the rank correlation of the prediction."""
 CONCEPTS = ("sentiment", "mood")
 VERDICTS = ("keep", "repair", "relearn")
+ARMS = ("old", "frozen", "repaired", "distilled", "relearnt")
 READS = ("mean", "last")
 CASTS = ("bfloat16", "int8")
 
@@ -53,8 +55,8 @@ class Options(FigureOptions):
     """Number of steps of the fine-tunes."""
     batch_rows: int = 8
     """Number of rows of 96 tokens per step."""
-    learning_rate: float = 1e-3
-    """Largest learning rate of the fine-tune; that of the adapter is three times larger."""
+    learning_rate: float = 3e-3
+    """Largest learning rate of the fine-tune; that of the adapter is ten times larger."""
     n_reviews: int = 600
     """Number of reviews, of which the half that the probe calls positive is trained on."""
 
@@ -90,12 +92,12 @@ def reproduce(options: Options) -> Reproduction:
         name="update_monitors",
         title="Probes after an update: as they are, repaired, learnt again",
         paper="lrt_lens, updates",
-        claim="Where an update costs a probe more than .05 of AUROC, a map that is fitted without "
-        "labels recovers 90% of it; roundings cost less than .01; moments predict the losses.",
+        claim="Where an update costs a probe more than .05 of AUROC, a repair without labels "
+        "recovers 90% of it; roundings cost less than .01; moments predict the losses.",
         compared=compared(numbers),
-        says="The share that is recovered cannot be larger than what is left in the new revision: "
-        "`relearnt` has the labels of the new one. Texts are short and synthetic, and the models "
-        "small.",
+        says="What an update destroys, no repair brings back: the arm that is learnt again, from as "
+        "many labels as the repair has texts, is the measure of what is left. Texts are short and "
+        "synthetic, and the models small.",
         verdict=verdict,
         because=because,
         figures={
@@ -144,7 +146,7 @@ def made_updates(
             old, praise, learning_rate=rate, name="fine-tune", **training
         ),
         "LoRA": lambda: fine_tune(
-            old, praise, learning_rate=3 * rate, lora_rank=8, name="LoRA", **training
+            old, praise, learning_rate=10 * rate, lora_rank=8, name="LoRA", **training
         ),
         "bfloat16": lambda: changed(old, "bfloat16", lambda weight: weight.bfloat16().float()),
         "int8": lambda: changed(old, "int8", rounded),
@@ -191,10 +193,11 @@ def numbers_of(summary: pd.DataFrame, name: str) -> dict[str, Any]:
     return {
         "update": name,
         "probes": len(summary),
-        **{arm: summary[arm].mean() for arm in ("old", "frozen", "repaired", "relearnt")},
+        **{arm: summary[arm].mean() for arm in ARMS},
         "largest_loss": summary["loss"].max(),
         "lost": len(lost),
         "recovered": recovered("recovered"),
+        "recovered_distilled": recovered("recovered_distilled"),
         "recovered_relearnt": float(again / total) if total > 0 else float("nan"),
         "recovered_shuffled": recovered("recovered_shuffled"),
         "spearman": -summary["kept"].corr(summary["loss"], method="spearman"),
@@ -205,8 +208,8 @@ def numbers_of(summary: pd.DataFrame, name: str) -> dict[str, Any]:
 def judged(numbers: pd.DataFrame) -> tuple[Verdict, str]:
     """Return the verdict and the numbers behind it.
 
-    *Holds*: every bar is met. *Holds with a caveat*: the repair recovers less than the bar, but at
-    least as much as learning again does, and the other bars are met. Bars of updates that were not
+    *Holds*: every bar is met. *Holds with a caveat*: the distilled probe recovers less than the bar,
+    but at least as much as learning again does, and the other bars are met. Bars of updates that were not
     made, or that cost no probe more than .05, are left out.
     """
     tuned = pd.DataFrame(numbers[numbers["lost"] > 0])
@@ -218,8 +221,8 @@ def judged(numbers: pd.DataFrame) -> tuple[Verdict, str]:
         and bool((tuned["recovered_shuffled"] <= SHUFFLED).all())
         and bool((tuned["spearman"] >= ORDERED).all())
     )
-    repaired = bool((tuned["recovered"] >= RECOVERED).all())
-    as_relearnt = bool((tuned["recovered"] >= tuned["recovered_relearnt"]).all())
+    repaired = bool((tuned["recovered_distilled"] >= RECOVERED).all())
+    as_relearnt = bool((tuned["recovered_distilled"] >= tuned["recovered_relearnt"]).all())
     verdict: Verdict = (
         "holds"
         if safe and repaired
@@ -236,9 +239,10 @@ def sentence(row: Any) -> str:
     if not row["lost"]:
         return f"{words}, largest loss {row['largest_loss']:.3f}"
     return (
-        f"{words}, repaired {row['repaired']:.3f}, learnt again {row['relearnt']:.3f}; of the "
-        f"losses above {LOST:g} ({row['lost']} of {row['probes']} probes) the repair recovers "
-        f"{row['recovered']:.0%}, learning again {row['recovered_relearnt']:.0%}, the shuffled map "
+        f"{words}, repaired {row['repaired']:.3f}, distilled {row['distilled']:.3f}, learnt again "
+        f"{row['relearnt']:.3f}; of the losses above {LOST:g} ({row['lost']} of {row['probes']} "
+        f"probes) the map recovers {row['recovered']:.0%}, the distilled probe "
+        f"{row['recovered_distilled']:.0%}, learning again {row['recovered_relearnt']:.0%}, the shuffled map "
         f"{row['recovered_shuffled']:.0%}; rank correlation of predicted and measured loss "
         f"{row['spearman']:.2f}"
     )
@@ -251,8 +255,8 @@ def compared(numbers: pd.DataFrame) -> list[Compared]:
         if row["lost"]:
             found.append(
                 Compared(
-                    f"share of the loss that the repair recovers, {row['update']}",
-                    row["recovered"],
+                    f"share of the loss that a repair without labels recovers, {row['update']}",
+                    row["recovered_distilled"],
                     control=row["recovered_shuffled"],
                     control_name="shuffled pairs",
                 )

@@ -47,6 +47,9 @@ class UpdateModel(Command):
     labelled: str | None = None
     """File with labelled texts for the probes (columns text and label, or positive and
     negative)."""
+    unlabelled: str | None = None
+    """File or folder of texts of the probes' kind, whose labels nobody knows; they correct the
+    repaired probes."""
     items: str | None = None
     """File with choice items for the vectors (prompt, positive, negative)."""
     neutral: str | None = None
@@ -96,7 +99,9 @@ class UpdateModel(Command):
         if self.labelled is not None:
             rows = read_labelled(self.labelled, self.text_field, self.label_field, None)
         items = None if self.items is None else ChoiceItems.from_file(self.items)
-        neutral = None if self.neutral is None else read_texts(self.neutral)
+        neutral, unlabelled = (
+            None if path is None else read_texts(path) for path in (self.neutral, self.unlabelled)
+        )
         check_loading(self.device, self.dtype, {"OLD": self.old, "NEW": self.new})
         start_run(self.out, self)
         old, new = (
@@ -109,6 +114,7 @@ class UpdateModel(Command):
             artefacts,
             self.documents,
             labelled=None if rows is None else (rows.texts, rows.labels),
+            unlabelled=unlabelled,
             items=items,
             neutral=neutral,
             sae_documents=self.documents,
@@ -132,6 +138,6 @@ class UpdateModel(Command):
             "n_tokens": result.n_tokens,
         }
         report = write_run(self.out, self, tables, title="After the update")
-        shown = ["artefact", "verdict", "old", "frozen", "repaired", "relearnt", "predicted"]
+        shown = ["artefact", "verdict", "old", "frozen", "repaired", "distilled", "relearnt"]
         print_table("Artefacts of the old revision", result.summary.loc[:, shown])
         say(f"Open {report}; repaired artefacts: {self.out / 'repaired'}")

@@ -30,6 +30,7 @@ _STYLES = {
     "mean_shift": ArmStyle("mean shift", "#E69F00", symbol="cross"),
     "procrustes": ArmStyle("Procrustes", "#56B4E9", symbol="square-open"),
     "repaired": ArmStyle("repaired", ARM_STYLES["transferred"].colour),
+    "distilled": ArmStyle("distilled", "#882255", symbol="hexagon"),
     "relearnt": ArmStyle("relearnt", ARM_STYLES["native"].colour, symbol="square"),
     "shuffled": ARM_STYLES["shuffled"],
     "random": ARM_STYLES["random"],

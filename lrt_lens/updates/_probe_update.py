@@ -1,5 +1,9 @@
 """A probe of the old revision, read in the new one by every arm.
 
+The repaired probe goes through a map that was fitted on documents; the distilled one is corrected
+on unlabelled texts of the probe's own kind (`lrt_lens.adapters.probes._distilling`), which are the
+training texts, whose labels only the arm ``relearnt`` sees, and what ``unlabelled`` adds.
+
 Scores are log-odds. The loss is a difference of AUROC on the same texts, with the interval of
 `auroc_difference`. ``recall_at_…`` uses the threshold that had this rate of false positives on the
 old revision (on the negative training texts), which is how a monitor is deployed, and
@@ -14,12 +18,14 @@ from typing import Any
 
 import numpy as np
 
+from lrt_lens.adapters.probes._distilling import distilled_from
 from lrt_lens.adapters.probes._labels import class_numbers
 from lrt_lens.adapters.probes._linear_probe import LinearProbe
 from lrt_lens.adapters.probes._logistic import log_probabilities
 from lrt_lens.adapters.probes._probe_arms import shuffled_draws
 from lrt_lens.adapters.probes._relearning import relearnt_from
 from lrt_lens.adapters.probes._split import Labelled, split_texts
+from lrt_lens.models._pair import ModelPair
 from lrt_lens.statistics._classification import auroc, auroc_difference, auroc_interval
 from lrt_lens.statistics._draws import prediction_interval
 from lrt_lens.statistics._intervals import Interval
@@ -33,30 +39,32 @@ def update_probe(
     revisions: Revisions,
     probe: LinearProbe,
     labelled: tuple[Sequence[str], Sequence[Any]] | None,
+    unlabelled: Sequence[str] | None,
     settings: UpdateSettings,
     shared: SharedRows,
 ) -> ArtefactUpdate:
     """Return what became of a probe; without labelled texts only what moments say.
 
-    ``shared`` has the rows of texts that other probes read too.
+    ``unlabelled`` are texts that correct the repair, and ``shared`` has the rows of texts that
+    other probes read too.
 
     Raises:
         ValueError: the probe reads every token, whose labels are those of texts.
         MismatchError: the probe belongs to another model or hook point.
     """
-    stitches = revisions.stitches[probe.hook]
     prediction = revisions.prediction_read(probe.hook, probe.weight)
-    repaired = stitches["repaired"].transfer(probe)
-    update = ArtefactUpdate(probe.name, "probe", probe.hook, prediction, repaired=repaired)
+    update = ArtefactUpdate(probe.name, "probe", probe.hook, prediction)
     if labelled is None:
-        return update
+        repairs = _Repairs(revisions, probe, list(unlabelled or ()), settings, shared)
+        return replace(update, repaired=repairs.best)
     if probe.read == "every":
         raise ValueError(
             f"probe {probe.name!r} reads every token; labels of texts measure probes that read one "
             "row per text: give a probe with read='last', 'mean' or 'max'"
         )
     texts = _ProbeTexts(revisions, probe, labelled, settings, shared)
-    scores = texts.arms(settings)
+    repairs = _Repairs(revisions, probe, [*texts.train, *(unlabelled or ())], settings, shared)
+    scores = texts.arms(repairs, settings)
     old, truth = scores["old"][0], texts.truth
     losses = {arm: _loss(old, draws, truth) for arm, draws in scores.items() if arm != "old"}
     rows = []
@@ -68,13 +76,47 @@ def update_probe(
             | texts.at_thresholds(draws, settings.false_positive_rates)
         )
     return replace(
-        update,
-        measure="auroc",
-        rows=rows,
-        losses=losses,
-        repaired=texts.probes["repaired"],
-        n=len(truth),
+        update, measure="auroc", rows=rows, losses=losses, repaired=repairs.best, n=len(truth)
     )
+
+
+class _Repairs:
+    """The probe as it is and repaired without labels, with the help of unlabelled texts."""
+
+    def __init__(
+        self,
+        revisions: Revisions,
+        probe: LinearProbe,
+        texts: list[str],
+        settings: UpdateSettings,
+        shared: SharedRows,
+    ) -> None:
+        self.pair, self.stitches = revisions.pair, revisions.stitches[probe.hook]
+        self._probe, self._settings, self._shared = probe, settings, shared
+        if probe.read == "every" or settings.recentre == "none":
+            texts = []
+        self._texts = _readable(probe, self.pair, texts)
+        if self._texts:
+            self._old = probe.logits(shared.of(probe, self.pair.source, self._texts))
+        self.probes = {"frozen": self.stitches["frozen"].transfer(probe)}
+        for arm in REPAIRS:
+            self.probes[arm] = self.set(self.stitches[arm].transfer(probe))
+        repaired = self.probes["repaired"]
+        if self._texts and repaired.before is None:
+            rows = shared.of(repaired, self.pair.target, self._texts)
+            self.probes["distilled"] = distilled_from(repaired, rows, self._old, self._texts)
+
+    @property
+    def best(self) -> LinearProbe:
+        """The repaired probe, corrected where texts allow it."""
+        return self.probes.get("distilled", self.probes["repaired"])
+
+    def set(self, probe: LinearProbe) -> LinearProbe:
+        """Return a probe of the new revision with the threshold that the texts set."""
+        if not self._texts:
+            return probe
+        rows = self._shared.of(probe, self.pair.target, self._texts)
+        return probe.matched(self._old, probe.logits(rows), self._texts)
 
 
 class _ProbeTexts:
@@ -88,58 +130,41 @@ class _ProbeTexts:
         settings: UpdateSettings,
         shared: SharedRows,
     ) -> None:
-        self.pair, self.probe = revisions.pair, probe
-        self.stitches = revisions.stitches[probe.hook]
+        self.pair, self.probe, self._shared = revisions.pair, probe, shared
         given = Labelled.of(labelled[0], labelled[1], None)
         given = given.read_by(probe.readable([self.pair.source, self.pair.target], given.texts))
         train, test = split_texts(given, share=settings.test_share, seed=settings.seed)
         self.train, self.test = train.texts, test.texts
         self.y = class_numbers(train.labels, probe.classes)
         self.truth = class_numbers(test.labels, probe.classes)
-        parts = (self.train, self.test)
         self.old_train, self.old_test = (
-            probe.logits(shared.of(probe, self.pair.source, texts)) for texts in parts
+            probe.logits(shared.of(probe, self.pair.source, texts))
+            for texts in (self.train, self.test)
         )
-        self.probes = {"frozen": self.stitches["frozen"].transfer(probe)}
-        self._rows = [shared.of(self.probes["frozen"], self.pair.target, texts) for texts in parts]
 
-    def arms(self, settings: UpdateSettings) -> dict[str, list[np.ndarray]]:
+    def arms(self, repairs: _Repairs, settings: UpdateSettings) -> dict[str, list[np.ndarray]]:
         """Return the log-probabilities [text, class] of every draw of every arm."""
-        probe, repaired = self.probe, self.stitches["repaired"]
         found = {"old": [log_probabilities(self.old_test)]}
-        found["frozen"] = [self._scores(self.probes["frozen"])]
-        for arm in REPAIRS:
-            self.probes[arm] = self._set(self.stitches[arm].transfer(probe), settings)
-            found[arm] = [self._scores(self.probes[arm])]
-        self.probes["relearnt"] = relearnt_from(
-            self.probes["frozen"], self._rows[0].cpu().numpy(), self.y, seed=settings.seed
-        )
-        found["relearnt"] = [self._scores(self.probes["relearnt"])]
+        found |= {arm: [self._scores(probe)] for arm, probe in repairs.probes.items()}
+        frozen = repairs.probes["frozen"]
+        rows = self._shared.of(frozen, self.pair.target, self.train).cpu().numpy()
+        relearnt = relearnt_from(frozen, rows, self.y, seed=settings.seed)
+        found["relearnt"] = [self._scores(relearnt)]
+        repaired = repairs.stitches["repaired"]
         if repaired.null is not None and settings.n_shuffled > 0:
             through = repaired.null.down
-            statistics, n = repaired.source_statistics, settings.n_shuffled
             # Maxima of mapped states need a pass per draw, and one map is one draw.
-            n = 1 if probe.read == "max" else n
+            n = 1 if self.probe.read == "max" else settings.n_shuffled
             found["shuffled"] = [
-                self._scores(self._set(repaired.transfer(one, through=through), settings))
-                for one in shuffled_draws(statistics, probe, n, settings.seed)
+                self._scores(repairs.set(repaired.transfer(one, through=through)))
+                for one in shuffled_draws(repaired.source_statistics, self.probe, n, settings.seed)
             ]
         return found
 
-    def _read(self, probe: LinearProbe, test: bool) -> np.ndarray:
-        """Return the logits of a probe on training or test texts of the new revision."""
-        if probe.before is None:
-            return probe.logits(self._rows[test])
-        return probe.logits(probe.rows(self.pair.target, self.test if test else self.train)[0])
-
     def _scores(self, probe: LinearProbe) -> np.ndarray:
-        return log_probabilities(self._read(probe, test=True))
-
-    def _set(self, probe: LinearProbe, settings: UpdateSettings) -> LinearProbe:
-        """Return the probe with the threshold that the training texts set, without labels."""
-        if settings.recentre == "none":
-            return probe
-        return probe.matched(self.old_train, self._read(probe, test=False), self.train)
+        """Return the log-probabilities [text, class] of a probe of the new revision."""
+        rows = self._shared.of(probe, self.pair.target, self.test)
+        return log_probabilities(probe.logits(rows))
 
     def at_thresholds(
         self, draws: Sequence[np.ndarray], rates: Sequence[float]
@@ -155,6 +180,14 @@ class _ProbeTexts:
             columns[f"recall_at_{rate:g}"] = float(above[self.truth == 1].mean())
             columns[f"false_positives_at_{rate:g}"] = float(above[self.truth == 0].mean())
         return columns
+
+
+def _readable(probe: LinearProbe, pair: ModelPair, texts: list[str]) -> list[str]:
+    """Return the texts of which both revisions have a token to read."""
+    if not texts:
+        return []
+    kept = probe.readable([pair.source, pair.target], texts)
+    return list(kept.of(texts))
 
 
 def _log_odds(log_probability: np.ndarray) -> np.ndarray:

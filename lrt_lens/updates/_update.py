@@ -53,6 +53,7 @@ def update(
     documents: Documents | CrossMoments,
     *,
     labelled: Labelled | Mapping[str, Labelled] | None = None,
+    unlabelled: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
     items: ChoiceItems | Mapping[str, ChoiceItems] | None = None,
     neutral: Sequence[str] | None = None,
     sae_documents: Documents | None = None,
@@ -69,6 +70,8 @@ def update(
             `harvest` of the pair (old, new) at the hook points of the artefacts.
         labelled: texts and labels for probes, or one such pair by name of the probe; None: probes
             are predicted only.
+        unlabelled: texts of the probes' kind without labels, or such texts by name of the probe;
+            they set thresholds and correct the repair, beside the training half of ``labelled``.
         items: choice items for vectors, or such items by name; None: vectors are predicted only.
         neutral: texts on which damage is measured, for vectors.
         sae_documents: text on which SAEs are measured, of which the test fold is read; None: SAEs
@@ -96,8 +99,8 @@ def update(
     bar = tqdm(named.items(), desc="update", disable=not chosen.progress, leave=False)
     for name, artefact in bar:
         if isinstance(artefact, LinearProbe):
-            texts = _of(labelled, name)
-            found.append(update_probe(revisions, artefact, texts, chosen, shared))
+            texts = _of(labelled, name), _of(unlabelled, name)
+            found.append(update_probe(revisions, artefact, *texts, chosen, shared))
         elif isinstance(artefact, SteeringVector):
             found.append(update_vector(revisions, artefact, _of(items, name), neutral, chosen))
         else:

@@ -29,6 +29,8 @@ from lrt_lens.updates._revisions import Revisions
 from lrt_lens.updates._update_settings import UpdateSettings
 from lrt_lens.updates._verdicts import ArtefactUpdate
 
+_SUMMARISED = ("old", "frozen", "repaired", "distilled", "relearnt")
+"""Arms whose value is a column of the summary."""
 _WORDS = {
     "keep": "Use it as it is.",
     "repair": "Use the repaired one, in report.repaired; no label was needed.",
@@ -44,11 +46,11 @@ class UpdateReport(ShortRepr):
     """One row per artefact.
 
     - ``artefact``, ``kind``, ``hook``; ``verdict`` (keep, repair or relearn) and ``reason``;
-    - ``measure`` (``auroc``, ``effect``, ``fvu``), and its value ``old``, ``frozen``, ``repaired``
-      and ``relearnt``;
+    - ``measure`` (``auroc``, ``effect``, ``fvu``), and its value ``old``, ``frozen``, ``repaired``,
+      ``distilled`` and ``relearnt``;
     - ``loss`` of the frozen artefact with its 95% interval ``loss_low`` to ``loss_high``, and the
-      share of it that ``repaired`` and ``shuffled`` recover, ``recovered`` and
-      ``recovered_shuffled`` (NaN without a loss);
+      share of it that the repaired, distilled and shuffled ones recover, ``recovered``,
+      ``recovered_distilled`` and ``recovered_shuffled`` (NaN without a loss);
     - before any label: ``predicted`` (the verdict from moments), ``kept`` (correlation of what the
       frozen artefact reads in both revisions), ``moved`` (share of its variance that moved), and
       ``rho`` (fidelity of the repaired one).
@@ -80,17 +82,17 @@ class UpdateReport(ShortRepr):
             rows += [about | row for row in one.rows]
             verdict, reason = one.verdict(settings)
             values = {row["arm"]: row["value"] for row in one.rows if row["measure"] == one.measure}
-            arms = {arm: values.get(arm, float("nan")) for arm in ("old", "frozen", "repaired")}
+            arms = {arm: values.get(arm, float("nan")) for arm in _SUMMARISED}
             summary.append(
                 about
                 | {"verdict": verdict, "reason": reason, "measure": one.measure, "n": one.n}
                 | arms
                 | {
-                    "relearnt": values.get("relearnt", float("nan")),
                     "loss": one.loss.value,
                     "loss_low": one.loss.low,
                     "loss_high": one.loss.high,
                     "recovered": one.recovered("repaired"),
+                    "recovered_distilled": one.recovered("distilled"),
                     "recovered_shuffled": one.recovered("shuffled"),
                     "predicted": one.predicted_verdict(),
                     "kept": one.prediction.kept,

@@ -5,8 +5,9 @@ With L the loss of the frozen artefact against the old revision, on the same tex
 the share of it that an arm recovers,
 
     keep      L ≤ tolerance, or the interval of L holds 0
-    repair    the repaired artefact loses at most the tolerance, or r ≥ ``recover``,
-              or it is as good as the one learnt again
+    repair    the artefact that is handed over (for probes the distilled one, where unlabelled
+              texts of their kind were read, else the repaired one) loses at most the tolerance, or
+              r ≥ ``recover``, or it is as good as the one learnt again
     relearn   otherwise
 
 Without labels the same three words come from moments (`predicted_verdict`): keep if the frozen
@@ -67,6 +68,11 @@ class ArtefactUpdate:
         loss, rest = self.loss.value, self.losses.get(arm, NOTHING).value
         return (loss - rest) / loss if loss > 0 else float("nan")
 
+    @property
+    def repair(self) -> str:
+        """Arm of the artefact that is handed over if a repair is needed."""
+        return "distilled" if "distilled" in self.losses else "repaired"
+
     def verdict(self, settings: UpdateSettings) -> tuple[Verdict, str]:
         """Return the verdict, and the reason for it in words."""
         if not self.losses:
@@ -77,8 +83,8 @@ class ArtefactUpdate:
         if loss.low <= 0:
             wide = "; its interval is wide: give more texts" if loss.high > _UNDECIDED else ""
             return "keep", f"a loss of {loss.value:.3f} may be 0{wide}"
-        rest, recovered = self.losses["repaired"].value, self.recovered("repaired")
-        found = f"frozen loses {loss.value:.3f}, repaired {rest:.3f}"
+        rest, recovered = self.losses[self.repair].value, self.recovered(self.repair)
+        found = f"frozen loses {loss.value:.3f}, {self.repair} {rest:.3f}"
         if rest <= tolerance or recovered >= settings.recover:
             return "repair", f"{found}: {min(recovered, 1):.0%} recovered without labels"
         again = self.losses.get("relearnt", NOTHING).value

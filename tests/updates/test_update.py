@@ -105,6 +105,33 @@ def test_a_rotation_is_repaired_without_labels(turned: UpdateReport) -> None:
     assert set(summary["predicted"]) == {"repair"}
 
 
+def test_unlabelled_texts_correct_what_the_map_loses(
+    old: HookedModel, new: HookedModel, probes: Any, corpus: list[str], labelled: Any
+) -> None:
+    """A map of few tokens loses much; texts of the probe's kind bring it back, without labels."""
+    few = OPTIONS | {"n_tokens": 300}
+    report = lrt.update(old, new, probes[:1], corpus, labelled=labelled, **few)
+    more = lrt.update(
+        old, new, probes[:1], corpus, labelled=labelled, unlabelled=corpus[:300], **few
+    )
+    scores = probes[0].logits(probes[0].rows(old, labelled[0])[0])[:, 0]
+
+    def error(probe: lrt.LinearProbe) -> float:
+        """Return the share of the old scores' variance that a probe of the new revision misses."""
+        found = probe.logits(probe.rows(new, labelled[0])[0])[:, 0]
+        return float((found - scores).var() / scores.var())
+
+    repaired = report.stitches[probes[0].hook].transfer(probes[0])
+    name = probes[0].name
+    assert error(report.repaired[name]) < error(repaired)
+    assert error(more.repaired[name]) < 0.5 * error(repaired)
+    # Without any label
+    blind = lrt.update(old, new, probes[:1], corpus, unlabelled=corpus[:300], **few)
+    assert error(blind.repaired[name]) < 0.5 * error(repaired)
+    assert blind.table.empty
+    assert {"distilled", "recovered_distilled"} <= set(report.summary)
+
+
 def test_predictions_are_those_of_rows(
     old: HookedModel, new: HookedModel, probes: Any, turned: UpdateReport, corpus: list[str]
 ) -> None:
