@@ -93,7 +93,7 @@ class DiffSettings(Settings):
 @takes(DiffSettings)
 def diff(
     given: CrossMoments | StitchGrid,
-    hook: HookPair | int | str | None = None,
+    hook: tuple[int | str, int | str] | int | str | None = None,
     *,
     settings: DiffSettings | None = None,
     **options: Any,
@@ -102,7 +102,7 @@ def diff(
 
     Args:
         given: cross-moments of both models, or a grid, whose moments are taken.
-        hook: the hook pair (source hook point, target hook point); an int or a name for the same
+        hook: source and target hook point, as names or layers; an int or a name for the same
             hook point on both sides; None if there is only one pair.
         settings: a `DiffSettings`, whose fields may also be keywords.
 
@@ -372,7 +372,9 @@ class _Differ:
         self.directions["shared"] = self._placed(unit, variance.sqrt(), reads, deviation)
 
 
-def _pair_of(moments: CrossMoments, hook: HookPair | int | str | None) -> HookPair:
+def _pair_of(
+    moments: CrossMoments, hook: tuple[int | str, int | str] | int | str | None
+) -> HookPair:
     """Return the hook pair of the moments that was asked for."""
     pairs = list(moments.kept_pairs)
     if hook is None:
