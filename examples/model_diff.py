@@ -105,8 +105,9 @@ def reproduce(options: Options) -> Reproduction:
         "added to the base, moves the log-odds of the fine-tuning topic more than random "
         "directions of equal damage do.",
         compared=compared_rows(table, change),
-        says="The topic is one kind of short review, and damage is measured on few neutral texts. "
-        "A direction that moves the topic need not be how the fine-tune does it.",
+        says="The topic is one kind of short review, and the random directions cost equal damage "
+        "on few neutral texts. A direction that moves the topic need not be how the fine-tune does "
+        "it.",
         verdict=verdict,
         because="; ".join(
             f"{kind} at {hook}: {count} of {options.n_random} random directions move the log-odds "

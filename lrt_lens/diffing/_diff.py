@@ -46,9 +46,9 @@ from lrt_lens.diffing._model_diff import (
     oriented,
 )
 from lrt_lens.diffing._unexplained import (
-    Spectrum,
+    PairWhitening,
+    PredictorSpectrum,
     Unexplained,
-    Whitening,
     difference,
     largest_by_chance,
     leading,
@@ -135,7 +135,7 @@ class _Differ:
         self.directions: dict[Kind, DiffDirections] = {}
         self.alpha: dict[str, float] = {}
         self.independent: dict[str, float] = {}
-        self.spectra: dict[Kind, Spectrum] = {}
+        self.spectra: dict[Kind, PredictorSpectrum] = {}
         self.left: dict[Kind, tuple[Unexplained, float]] = {}
 
     def result(self) -> ModelDiff:
@@ -274,10 +274,10 @@ class _Differ:
         """True if only the cross-scatter of shuffled pairs differs from that of the true ones."""
         return self.settings.rows == "fit"
 
-    def _spectrum(self, kind: Kind) -> Spectrum:
+    def _spectrum(self, kind: Kind) -> PredictorSpectrum:
         """Return the spectrum of the side that predicts, computed once."""
         if kind not in self.spectra:
-            self.spectra[kind] = Spectrum.of(self._turned(kind, self.fit).xx)
+            self.spectra[kind] = PredictorSpectrum.of(self._turned(kind, self.fit).xx)
         return self.spectra[kind]
 
     def _left(self, kind: Kind) -> tuple[Unexplained, float]:
@@ -334,7 +334,7 @@ class _Differ:
         """Add the canonical directions of the target, by squared correlation."""
         fit, folds = self.fit, self.folds
         alpha = self.alpha["shared"] = self.settings.alpha or _ALPHA
-        whitening = Whitening.of(fit, alpha)
+        whitening = PairWhitening.of(fit, alpha)
         values, a, c = whitening.canonical(fit.xy, self.settings.n_directions)
         n = self.independent["shared"] = self._left("gained")[1]
         noise = largest_by_chance(*self.widths, n) ** 2
@@ -342,7 +342,7 @@ class _Differ:
         if moments.null == "full" and self.pair in moments.cross_null:
             null = self._null
             if not self._null_has_the_fitted_rows:
-                whitening = Whitening.of(null, alpha)
+                whitening = PairWhitening.of(null, alpha)
             noise = max(noise, float(whitening.canonical(null.xy, 1)[0][0]))
         # Loadings: directions along which the target moves with the canonical variate, Syy c.
         unit = torch.nn.functional.normalize(c @ fit.yy, dim=1)

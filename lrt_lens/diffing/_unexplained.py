@@ -17,7 +17,7 @@ one decomposition of Sxx for all candidates:
 
 Residuals of a fit are smaller than the noise by the factor (n − df)/n, so E is divided by n − df.
 
-Cost: one `Spectrum` of Sxx = V diag(s) Vᵀ serves every map of x. With A = VᵀSxy the fit has
+Cost: one `PredictorSpectrum` Sxx = V diag(s) Vᵀ serves every map of x. With A = VᵀSxy the fit has
 E = Syy − Aᵀ diag((s + 2λ)/(s + λ)²) A, which is one product, and W is never formed.
 
 Limits: GCV takes rows as independent.
@@ -42,7 +42,7 @@ _COLUMNS_OF_ESTIMATE = 128
 
 
 @dataclass(frozen=True)
-class Spectrum:
+class PredictorSpectrum:
     """Eigendecomposition of the scatter of the predicting side, with which ridge maps are built."""
 
     values: Tensor
@@ -51,7 +51,7 @@ class Spectrum:
     """Eigenvectors V as columns [d, d]."""
 
     @classmethod
-    def of(cls, matrix: Tensor) -> "Spectrum":
+    def of(cls, matrix: Tensor) -> "PredictorSpectrum":
         """Return the spectrum of a scatter matrix [d, d]."""
         values, vectors = torch.linalg.eigh(matrix)
         return cls(values.clamp_min(0), vectors)
@@ -70,8 +70,8 @@ class Spectrum:
 class RidgeMap:
     """Ridge map W = V diag(1 / (s + λ)) A of the other stream, in factors."""
 
-    spectrum: Spectrum
-    """Spectrum of the scatter of the predicting side."""
+    spectrum: PredictorSpectrum
+    """PredictorSpectrum of the scatter of the predicting side."""
     turned: Tensor
     """A = VᵀSxy [d_other, d]."""
     alpha: float
@@ -150,7 +150,7 @@ class Unexplained:
 
 
 def residual(
-    fit: Scatter, alpha: float | None = None, spectrum: Spectrum | None = None
+    fit: Scatter, alpha: float | None = None, spectrum: PredictorSpectrum | None = None
 ) -> Unexplained:
     """Return what a ridge map of x leaves of y.
 
@@ -171,7 +171,7 @@ def residual(
             " a linear map of so few rows explains anything; give more text, at least ten rows per"
             " dimension"
         )
-    spectrum = spectrum or Spectrum.of(fit.xx)
+    spectrum = spectrum or PredictorSpectrum.of(fit.xx)
     turned = spectrum.vectors.T @ fit.xy
     if alpha is None:
         alpha = _chosen_alpha(fit, spectrum, turned)
@@ -182,7 +182,7 @@ def residual(
 
 
 def left_along(
-    fit: Scatter, alpha: float, directions: Tensor, spectrum: Spectrum | None = None
+    fit: Scatter, alpha: float, directions: Tensor, spectrum: PredictorSpectrum | None = None
 ) -> Tensor:
     """Return the variance [direction] that a ridge map of x leaves of y along unit directions.
 
@@ -194,7 +194,7 @@ def left_along(
         directions: unit directions of y [direction, d_y].
         spectrum: spectrum of ``fit.xx`` if it is known.
     """
-    spectrum = spectrum or Spectrum.of(fit.xx)
+    spectrum = spectrum or PredictorSpectrum.of(fit.xx)
     turned = (directions @ fit.xy.T) @ spectrum.vectors
     # uᵀEu = uᵀSyyu − Σ_i g_i (Au)_i²
     left = quadratic_forms(directions, fit.yy) - turned.square() @ spectrum.explained(alpha)
@@ -207,7 +207,7 @@ def difference(fit: Scatter) -> Unexplained:
 
 
 @dataclass(frozen=True)
-class Whitening:
+class PairWhitening:
     """Cholesky factors of the scatters of both sides, with a relative penalty."""
 
     left: Tensor
@@ -216,7 +216,7 @@ class Whitening:
     """Lower factor of y [d_y, d_y]."""
 
     @classmethod
-    def of(cls, fit: Scatter, alpha: float) -> "Whitening":
+    def of(cls, fit: Scatter, alpha: float) -> "PairWhitening":
         """Return the factors of a scatter; ``alpha`` is relative to the mean variance."""
         return cls(_factor(fit.xx, alpha), _factor(fit.yy, alpha))
 
@@ -276,7 +276,7 @@ def largest_by_chance(d_x: int, d_y: int, n: float) -> float:
     return float(np.sqrt(x * (1 - y)) + np.sqrt(y * (1 - x)))
 
 
-def _chosen_alpha(fit: Scatter, spectrum: Spectrum, turned: Tensor) -> float:
+def _chosen_alpha(fit: Scatter, spectrum: PredictorSpectrum, turned: Tensor) -> float:
     """Return the relative penalty with the smallest error of generalised cross-validation."""
     total, power = float(fit.variance.sum()), turned.square().sum(1)
     errors = []
@@ -287,7 +287,7 @@ def _chosen_alpha(fit: Scatter, spectrum: Spectrum, turned: Tensor) -> float:
     return candidates[int(np.argmin(errors))]
 
 
-def _degrees(spectrum: Spectrum, alpha: float) -> float:
+def _degrees(spectrum: PredictorSpectrum, alpha: float) -> float:
     """Return df(λ) = Σ_i s_i / (s_i + λ), the degrees of freedom of a map."""
     return float((spectrum.values / (spectrum.values + spectrum.penalty(alpha))).sum())
 
