@@ -16,6 +16,7 @@ from lrt_lens.cli._calibrate import Calibrate
 from lrt_lens.cli._command import Command
 from lrt_lens.cli._completion import Completion
 from lrt_lens.cli._demo import Demo
+from lrt_lens.cli._diff import Diff
 from lrt_lens.cli._evaluate_probe import EvaluateProbe
 from lrt_lens.cli._evaluate_sae import EvaluateSAE
 from lrt_lens.cli._evaluate_stitch import EvaluateStitch
@@ -53,6 +54,7 @@ COMMANDS: tuple[type[Command], ...] = (
     EvaluateSAE,
     EvaluateStitch,
     UpdateModel,
+    Diff,
     Export,
     Import,
     ReportRuns,

@@ -203,6 +203,16 @@ def _update(content: Content) -> "Iterator[Block]":
         yield Plot(with_counts(figure, {"fitting tokens": content.get("n_tokens")}))
 
 
+def _diff(content: Content) -> "Iterator[Block]":
+    from lrt_lens.figures._model_diff import diff_figure
+    from lrt_lens.figures._template import with_counts
+    from lrt_lens.report._html import Paragraph, Plot
+
+    yield Paragraph(_DIFF)
+    figure = diff_figure(frame_of(content["diff"]))
+    yield Plot(with_counts(figure, {"tokens": content.get("n_tokens")}))
+
+
 def _nothing(content: Content) -> "Iterator[Block]":
     del content
     yield from ()
@@ -230,6 +240,12 @@ _UPDATE = (
     "repaired: through a shift, a rotation and a fitted map, without labels; relearnt: learnt "
     "again; shuffled: through a map of shuffled pairs. kept and rho: predicted from moments alone."
 )
+_DIFF = (
+    "Variance per token along each direction, with 95% intervals over documents. gained: of what a "
+    "linear map of the source leaves of the target; lost: the other way round; difference and "
+    "shift: of the target minus the source; shared: squared canonical correlations. noise: the "
+    "level that 5% of noises exceed."
+)
 _ABOUT = (
     "schema_version",
     "versions",
@@ -256,6 +272,8 @@ _CAPTIONS = {
     "sae": "All arms",
     "stitched_loss": "Untouched models and routes",
     "stitched_loss_arms": "All arms",
+    "diff": "All directions",
+    "hooks": "Hook points",
     "update_summary": "Verdict of each artefact",
     "update": "All arms",
     "runs": "Runs on this page",
@@ -270,6 +288,7 @@ _SECTIONS: tuple[tuple[str, tuple[str, ...], Any], ...] = (
     ("Steering at equal damage", ("steering_summary", "steering"), _steering),
     ("Probes", ("probes_summary", "probes"), _probes),
     ("SAE", ("sae",), _sae),
+    ("What two models do not share", ("hooks", "diff"), _diff),
     ("After the update", ("update_summary", "update"), _update),
 )
 """Titles of sections, with the tables that they show and the function that draws their figures."""

@@ -46,10 +46,14 @@ from lrt_lens.diffing._model_diff import (
     oriented,
 )
 from lrt_lens.diffing._unexplained import (
+    PairWhitening,
+    PredictorSpectrum,
     Unexplained,
-    canonical,
     difference,
     largest_by_chance,
+    leading,
+    left_along,
+    quadratic_forms,
     residual,
 )
 from lrt_lens.errors import HookPointError, MismatchError
@@ -89,7 +93,7 @@ class DiffSettings(Settings):
 @takes(DiffSettings)
 def diff(
     given: CrossMoments | StitchGrid,
-    hook: HookPair | int | str | None = None,
+    hook: tuple[int | str, int | str] | int | str | None = None,
     *,
     settings: DiffSettings | None = None,
     **options: Any,
@@ -98,7 +102,7 @@ def diff(
 
     Args:
         given: cross-moments of both models, or a grid, whose moments are taken.
-        hook: the hook pair (source hook point, target hook point); an int or a name for the same
+        hook: source and target hook point, as names or layers; an int or a name for the same
             hook point on both sides; None if there is only one pair.
         settings: a `DiffSettings`, whose fields may also be keywords.
 
@@ -131,6 +135,8 @@ class _Differ:
         self.directions: dict[Kind, DiffDirections] = {}
         self.alpha: dict[str, float] = {}
         self.independent: dict[str, float] = {}
+        self.spectra: dict[Kind, PredictorSpectrum] = {}
+        self.left: dict[Kind, tuple[Unexplained, float]] = {}
 
     def result(self) -> ModelDiff:
         """Return the directions of all kinds."""
@@ -182,26 +188,22 @@ class _Differ:
         """Add the principal directions of residuals or differences."""
         fit = self._turned(kind, self.fit)
         folds = [self._turned(kind, fold) for fold in self.folds]
-        if kind == "difference":
-            left, n = self._difference
-        else:
-            left = residual(fit, self.settings.alpha)
-            n = left.independent_rows(folds, self.settings.seed)
+        left, n = self._left(kind)
         if left.alpha is not None:
             self.alpha[kind] = left.alpha
         self.independent[kind] = n
         covariance = left.covariance()
-        values, unit = _leading(covariance, self.settings.n_directions)
+        values, unit = leading(covariance, self.settings.n_directions)
         unit = oriented(unit, self._shift() if self.widths[0] == self.widths[1] else None)
         values = torch.where(values > self._rounding(left.whole), values, 0.0)
         noise = _deflated_noise(covariance, values, unit, n)
         total = float(covariance.trace())
-        variance = (unit * (left.whole @ unit.T).T).sum(1) / fit.n
-        sums = np.array([left.along(fold, unit).cpu().numpy() for fold in folds])
+        variance = quadratic_forms(unit, left.whole) / fit.n
+        sums = left.along(folds, unit).cpu().numpy()
         sizes = np.array([fold.n for fold in folds])
         low, high = _over_folds(values.cpu().numpy(), sums, sizes)
         test = None if self.test is None else self._turned(kind, self.test)
-        held_out = None if test is None else (left.along(test, unit) / test.n).tolist()
+        held_out = None if test is None else (left.along([test], unit)[0] / test.n).tolist()
         shuffled = self._shuffled(kind, unit)
         above = True
         for i, value in enumerate(values.tolist()):
@@ -257,16 +259,39 @@ class _Differ:
         moments, known = self.moments, self.moments.null == "full"
         if kind == "difference" or not known or self.pair not in moments.cross_null:
             return None
-        null = self._turned(kind, moments.null_scatter(self.pair, test=False))
-        left = residual(null, self.alpha[kind])
-        along = (unit * (left.scatter @ unit.T).T).sum(1) / left.n_free
-        return (along * null.n / (unit * (null.yy @ unit.T).T).sum(1)).tolist()
+        null = self._turned(kind, self._null)
+        spectrum = self._spectrum(kind) if self._null_has_the_fitted_rows else None
+        left = left_along(null, self.alpha[kind], unit, spectrum)
+        return (left * null.n / quadratic_forms(unit, null.yy)).tolist()
 
     @cached_property
-    def _difference(self) -> tuple[Unexplained, float]:
-        """Difference of both streams, and its number of independent rows."""
-        left = difference(self.fit)
-        return left, left.independent_rows(self.folds, self.settings.seed)
+    def _null(self) -> Scatter:
+        """Scatter of shuffled pairs of the fitting folds."""
+        return self.moments.null_scatter(self.pair, test=False)
+
+    @property
+    def _null_has_the_fitted_rows(self) -> bool:
+        """True if only the cross-scatter of shuffled pairs differs from that of the true ones."""
+        return self.settings.rows == "fit"
+
+    def _spectrum(self, kind: Kind) -> PredictorSpectrum:
+        """Return the spectrum of the side that predicts, computed once."""
+        if kind not in self.spectra:
+            self.spectra[kind] = PredictorSpectrum.of(self._turned(kind, self.fit).xx)
+        return self.spectra[kind]
+
+    def _left(self, kind: Kind) -> tuple[Unexplained, float]:
+        """Return what a comparison leaves and its number of independent rows, computed once."""
+        if kind not in self.left:
+            fit = self._turned(kind, self.fit)
+            if kind == "difference":
+                left = difference(fit)
+            else:
+                left = residual(fit, self.settings.alpha, self._spectrum(kind))
+            folds = [self._turned(kind, fold) for fold in self.folds]
+            rounding = self._rounding(left.whole)
+            self.left[kind] = left, left.independent_rows(folds, self.settings.seed, rounding)
+        return self.left[kind]
 
     def _shift(self) -> Tensor:
         return self.fit.mean_y - self.fit.mean_x
@@ -281,7 +306,7 @@ class _Differ:
         sizes = torch.tensor([fold.n for fold in folds]).to(sums)
         others = (sums.sum(0) - sums) / (sizes.sum() - sizes)[:, None]
         interval = jackknife(squared, others.square().sum(1).tolist(), sizes.tolist())
-        left, n = self._difference
+        left, n = self._left("difference")
         self.independent["shift"] = n
         covariance = left.covariance()
         # Without a shift, the squared mean of n rows has mean tr C/n and variance 2·tr C²/n².
@@ -309,13 +334,16 @@ class _Differ:
         """Add the canonical directions of the target, by squared correlation."""
         fit, folds = self.fit, self.folds
         alpha = self.alpha["shared"] = self.settings.alpha or _ALPHA
-        values, a, c = canonical(fit, self.settings.n_directions, alpha)
-        n = self.independent["shared"] = self.independent.get("gained", fit.n)
+        whitening = PairWhitening.of(fit, alpha)
+        values, a, c = whitening.canonical(fit.xy, self.settings.n_directions)
+        n = self.independent["shared"] = self._left("gained")[1]
         noise = largest_by_chance(*self.widths, n) ** 2
         moments = self.moments
         if moments.null == "full" and self.pair in moments.cross_null:
-            null = moments.null_scatter(self.pair, test=False)
-            noise = max(noise, float(canonical(null, 1, alpha)[0][0]) ** 2)
+            null = self._null
+            if not self._null_has_the_fitted_rows:
+                whitening = PairWhitening.of(null, alpha)
+            noise = max(noise, float(whitening.canonical(null.xy, 1)[0][0]))
         # Loadings: directions along which the target moves with the canonical variate, Syy c.
         unit = torch.nn.functional.normalize(c @ fit.yy, dim=1)
         signs = (oriented(unit, None) * unit).sum(1).sign()[:, None]
@@ -323,10 +351,10 @@ class _Differ:
         terms = np.array([_correlation_terms(fold, a, c) for fold in folds])
         low, high = _over_correlations(terms, [fold.n for fold in folds])
         test = None if self.test is None else _correlation_of(_correlation_terms(self.test, a, c))
-        variance = (unit * (fit.yy @ unit.T).T).sum(1) / fit.n
+        variance = quadratic_forms(unit, fit.yy) / fit.n
         above = True
         for i in range(len(a)):
-            value = float(values[i]) ** 2
+            value = float(values[i])
             above = above and value > noise
             self._enter(
                 "shared",
@@ -339,12 +367,14 @@ class _Differ:
                 noise=noise,
                 above_noise=above,
             )
-        deviation = ((c * (fit.yy @ c.T).T).sum(1) / fit.n).sqrt()
+        deviation = (quadratic_forms(c, fit.yy) / fit.n).sqrt()
         reads = (torch.zeros_like(a), c)
         self.directions["shared"] = self._placed(unit, variance.sqrt(), reads, deviation)
 
 
-def _pair_of(moments: CrossMoments, hook: HookPair | int | str | None) -> HookPair:
+def _pair_of(
+    moments: CrossMoments, hook: tuple[int | str, int | str] | int | str | None
+) -> HookPair:
     """Return the hook pair of the moments that was asked for."""
     pairs = list(moments.kept_pairs)
     if hook is None:
@@ -367,17 +397,6 @@ def _pair_of(moments: CrossMoments, hook: HookPair | int | str | None) -> HookPa
         f"the moments have no hook pair {names[0]!r} → {names[1]!r}; they have "
         f"{[f'{s} → {t}' for s, t in moments.pairs[:8]]}: harvest it with pairs=[{names!r}]"
     )
-
-
-def _leading(covariance: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """Return the largest eigenvalues [k], descending, and their unit directions [k, d]."""
-    from scipy.linalg import eigh
-
-    d = len(covariance)
-    matrix = covariance.cpu().numpy()
-    values, vectors = eigh(matrix, subset_by_index=(max(0, d - n), d - 1))
-    found = torch.from_numpy(values[::-1].copy()), torch.from_numpy(vectors.T[::-1].copy())
-    return found[0].to(covariance).clamp_min(0), found[1].to(covariance)
 
 
 def _deflated_noise(covariance: Tensor, values: Tensor, unit: Tensor, n: float) -> list[float]:
@@ -410,9 +429,9 @@ def _over_folds(
 def _correlation_terms(scatter: Scatter, a: Tensor, c: Tensor) -> np.ndarray:
     """Return aᵀSxyc, aᵀSxxa and cᵀSyyc of pairs of directions, [3, k]."""
     terms = (
-        (a * (scatter.xy @ c.T).T).sum(1),
-        (a * (scatter.xx @ a.T).T).sum(1),
-        (c * (scatter.yy @ c.T).T).sum(1),
+        ((a @ scatter.xy) * c).sum(1),
+        quadratic_forms(a, scatter.xx),
+        quadratic_forms(c, scatter.yy),
     )
     return torch.stack(terms).cpu().numpy()
 

@@ -112,7 +112,7 @@ class TextCodec:
     ) -> None:
         self.tokenizer, self.name, self.context_length = tokenizer, name, context_length
         self._copy: tuple[int, Any] = (-1, None)  # number of tokens, copy of the tokenizer
-        self.truncation = _known_truncation(truncation)
+        self.truncation: Truncation | None = _known_truncation(truncation)
         """End that is cut off longer texts where a call does not say it; None refuses them."""
         self.prefix: list[int] = [] if prepend_bos is False else _prefix_of(tokenizer)
         """Ids of the special tokens before every text."""

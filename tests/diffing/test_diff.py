@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pandas.testing import assert_frame_equal
 from sklearn.cross_decomposition import CCA
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LinearRegression
@@ -231,3 +232,30 @@ def test_a_component_is_that_of_the_streams(pair: Any, corpus: list[str]) -> Non
     x, y = pair.source.capture(tokens, 1)[0, -1], pair.target.capture(tokens, 2)[0, -1]
     component = x @ of.read_source[0] + y @ of.read_target[0] - of.offset[0]
     assert float(component) == pytest.approx(context.target[context.peak], rel=1e-3)
+
+
+def test_the_share_of_shuffled_pairs_is_that_of_their_own_map() -> None:
+    x, y, _ = rows_of(8)
+    moments = moments_of(x, y, null="full")
+    result = lrt.diff(moments, kinds=["gained"])
+    # The map of shuffled pairs by its normal equations, from the scatter of the fitting folds.
+    null = moments.null_scatter(moments.pairs[0], test=False)
+    xx, xy, yy = (matrix.numpy() for matrix in (null.xx, null.xy, null.yy))
+    penalty = result.alpha["gained"] * np.trace(xx) / len(xx)
+    inverse = np.linalg.inv(xx + penalty * np.eye(len(xx)))
+    weight = inverse @ xy
+    left = yy - weight.T @ xy - xy.T @ weight + weight.T @ xx @ weight
+    unit = result.directions["gained"].unit.double().numpy()
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    free = null.n - 1 - np.trace(xx @ inverse)
+    expected = ((unit @ left) * unit).sum(1) / free / (((unit @ yy) * unit).sum(1) / null.n)
+    np.testing.assert_allclose(result.table["unexplained_shuffled"], expected, rtol=1e-6)
+
+
+def test_a_kind_does_not_depend_on_which_others_are_asked_for() -> None:
+    x, y, _ = rows_of(9)
+    moments = moments_of(x, y[:, :20])
+    together = lrt.diff(moments).table.set_index("kind")
+    for kind in together.index.unique():
+        alone = lrt.diff(moments, kinds=[kind]).table.set_index("kind")
+        assert_frame_equal(alone, together.loc[[kind]])
