@@ -95,9 +95,9 @@ def reproduce(options: Options) -> Reproduction:
         claim="Where an update costs a probe more than .05 of AUROC, a repair without labels "
         "recovers 90% of it; roundings cost less than .01; moments predict the losses.",
         compared=compared(numbers),
-        says="What an update destroys, no repair brings back: the arm that is learnt again, from as "
-        "many labels as the repair has texts, is the measure of what is left. Texts are short and "
-        "synthetic, and the models small.",
+        says="What an update destroys, no repair brings back: the arm that is learnt again, from "
+        "as many labels as the repair has texts, is the measure of what is left. Texts are short "
+        "and synthetic, and the models small.",
         verdict=verdict,
         because=because,
         figures={
@@ -208,9 +208,9 @@ def numbers_of(summary: pd.DataFrame, name: str) -> dict[str, Any]:
 def judged(numbers: pd.DataFrame) -> tuple[Verdict, str]:
     """Return the verdict and the numbers behind it.
 
-    *Holds*: every bar is met. *Holds with a caveat*: the distilled probe recovers less than the bar,
-    but at least as much as learning again does, and the other bars are met. Bars of updates that were not
-    made, or that cost no probe more than .05, are left out.
+    *Holds*: every bar is met. *Holds with a caveat*: the distilled probe recovers less than the
+    bar, but at least as much as learning again does, and the other bars are met. Bars of updates
+    that were not made, or that cost no probe more than .05, are left out.
     """
     tuned = pd.DataFrame(numbers[numbers["lost"] > 0])
     casts = pd.DataFrame(numbers[numbers["update"].isin(CASTS)])
@@ -242,9 +242,9 @@ def sentence(row: Any) -> str:
         f"{words}, repaired {row['repaired']:.3f}, distilled {row['distilled']:.3f}, learnt again "
         f"{row['relearnt']:.3f}; of the losses above {LOST:g} ({row['lost']} of {row['probes']} "
         f"probes) the map recovers {row['recovered']:.0%}, the distilled probe "
-        f"{row['recovered_distilled']:.0%}, learning again {row['recovered_relearnt']:.0%}, the shuffled map "
-        f"{row['recovered_shuffled']:.0%}; rank correlation of predicted and measured loss "
-        f"{row['spearman']:.2f}"
+        f"{row['recovered_distilled']:.0%}, learning again {row['recovered_relearnt']:.0%}, the "
+        f"shuffled map {row['recovered_shuffled']:.0%}; rank correlation of predicted and measured "
+        f"loss {row['spearman']:.2f}"
     )
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from lrt_lens.adapters.probes._distilling import distilled_from
+from lrt_lens.adapters.probes._distilling import FEWEST_TEXTS, distilled_from
 from lrt_lens.adapters.probes._labels import class_numbers
 from lrt_lens.adapters.probes._linear_probe import LinearProbe
 from lrt_lens.adapters.probes._logistic import log_probabilities
@@ -56,7 +56,7 @@ def update_probe(
     update = ArtefactUpdate(probe.name, "probe", probe.hook, prediction)
     if labelled is None:
         repairs = _Repairs(revisions, probe, list(unlabelled or ()), settings, shared)
-        return replace(update, repaired=repairs.best)
+        return replace(update, repaired=repairs.best, kept_texts=repairs.kept)
     if probe.read == "every":
         raise ValueError(
             f"probe {probe.name!r} reads every token; labels of texts measure probes that read one "
@@ -110,6 +110,19 @@ class _Repairs:
     def best(self) -> LinearProbe:
         """The repaired probe, corrected where texts allow it."""
         return self.probes.get("distilled", self.probes["repaired"])
+
+    @property
+    def kept(self) -> float:
+        """Correlation of the frozen scores in both revisions, mean over columns; NaN if unread."""
+        if len(self._texts) < FEWEST_TEXTS:
+            return float("nan")
+        frozen = self.probes["frozen"]
+        new = frozen.logits(self._shared.of(frozen, self.pair.target, self._texts))
+        # Some probes of two classes have a column of zeros.
+        columns = [c for c in range(new.shape[1]) if self._old[:, c].any()]
+        return float(
+            np.mean([np.corrcoef(self._old[:, c], new[:, c])[0, 1] for c in columns])
+        )
 
     def set(self, probe: LinearProbe) -> LinearProbe:
         """Return a probe of the new revision with the threshold that the texts set."""

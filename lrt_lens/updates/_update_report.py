@@ -31,6 +31,8 @@ from lrt_lens.updates._verdicts import ArtefactUpdate
 
 _SUMMARISED = ("old", "frozen", "repaired", "distilled", "relearnt")
 """Arms whose value is a column of the summary."""
+_PREDICTIONS = ["kept", "kept_texts", "moved", "rho"]
+"""Columns of the summary that are known before any label."""
 _WORDS = {
     "keep": "Use it as it is.",
     "repair": "Use the repaired one, in report.repaired; no label was needed.",
@@ -52,7 +54,8 @@ class UpdateReport(ShortRepr):
       share of it that the repaired, distilled and shuffled ones recover, ``recovered``,
       ``recovered_distilled`` and ``recovered_shuffled`` (NaN without a loss);
     - before any label: ``predicted`` (the verdict from moments), ``kept`` (correlation of what the
-      frozen artefact reads in both revisions), ``moved`` (share of its variance that moved), and
+      frozen artefact reads in both revisions), ``kept_texts`` (that of its scores on unlabelled
+      texts of its kind, where some were read; probes only), ``moved`` (share of its variance that moved), and
       ``rho`` (fidelity of the repaired one).
     """
     table: pd.DataFrame
@@ -96,6 +99,7 @@ class UpdateReport(ShortRepr):
                     "recovered_shuffled": one.recovered("shuffled"),
                     "predicted": one.predicted_verdict(),
                     "kept": one.prediction.kept,
+                    "kept_texts": one.kept_texts,
                     "moved": one.prediction.moved,
                     "rho": one.prediction.rho,
                 }
@@ -131,13 +135,12 @@ class UpdateReport(ShortRepr):
                 [
                     Paragraph(
                         "kept: correlation of what the frozen artefact reads in both revisions, on "
-                        "held-out text; moved: share of its variance that moved; rho: predicted "
+                        "held-out text; kept_texts: that of its scores on texts of its kind, without "
+                        "labels; moved: share of its variance that moved; rho: predicted "
                         "correlation of the repaired one."
                     ),
                     Table(
-                        pd.DataFrame(
-                            self.summary[["artefact", "hook", "predicted", "kept", "moved", "rho"]]
-                        )
+                        pd.DataFrame(self.summary[["artefact", "hook", "predicted", *_PREDICTIONS]])
                     ),
                 ],
             ),

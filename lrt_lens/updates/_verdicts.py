@@ -53,6 +53,8 @@ class ArtefactUpdate:
     """Loss of each arm against the old revision, positive if it is worse."""
     repaired: Any = None
     """The repaired artefact, which belongs to the new revision."""
+    kept_texts: float = float("nan")
+    """Correlation of the frozen probe's scores in both revisions on texts without labels."""
     n: int = 0
     """Number of texts, items or tokens on which it was measured."""
     scale: float = 1.0
