@@ -17,7 +17,15 @@ import pytest
 import lrt_lens
 
 FOLDER = Path(__file__).parents[1] / "docs" / "tutorials"
-NAMES = ("1_first_stitch", "2_steering", "3_probes", "4_saes", "5_tokenizers", "6_evidence")
+NAMES = (
+    "1_first_stitch",
+    "2_steering",
+    "3_probes",
+    "4_saes",
+    "5_tokenizers",
+    "6_evidence",
+    "7_serving",
+)
 NEEDS_SAE_LENS = ("4_saes",)
 QUICK_START = FOLDER.parent / "quick_start.py"
 FIGURES = r"\.figure\(|\.plot\(|px\.\w+\("
@@ -98,6 +106,21 @@ CLAIMS = {
         effect = arms.loc["transferred", "effect_at_equal_damage"]
         assert effect > 2 * arms.loc["random", "typical_size"]
     """,
+    "7_serving": """
+        assert (steered - from_file).abs().max() < 1e-4
+        assert (steered - states["plain"]).abs().max() > 1
+        assert check.passed and check.table["difference"].max() < 1e-4
+        assert check.table[["before", "after"]].to_numpy().min() > 0.5
+        assert (changes["skipping four"][:4] == 0).all() and (changes["every"] > 1).all()
+        assert (served - hooked).abs().max() < 1e-4
+        assert (hooked - pair.target.logits([text])).abs().max() > 0.5
+        assert abs(classified - read).max() < 1e-6
+        assert moved.cosine(stitch.transfer(learnt)) > 0.99999
+        own_scores = own.scores.set_index("target_hook")
+        assert own_scores["r2_uniform"].min() > own_scores["r2_null"].max() + 0.2
+        assert cosine.median() > 0.98
+        assert bare.hook == "blocks.3.hook_resid_post" and 0.8 < bare.cosine(there) < 0.99
+    """,
 }
 """Statements of the text as assertions, which run in the kernel of the notebook, at the end."""
 
@@ -122,7 +145,7 @@ def name(request: pytest.FixtureRequest) -> str:
 # --------------------------------------------------------------------------------------------- form
 
 
-def test_the_folder_holds_the_six_notebooks() -> None:
+def test_the_folder_holds_these_notebooks() -> None:
     assert sorted(path.stem for path in FOLDER.glob("*.ipynb")) == sorted(NAMES)
 
 

@@ -5,6 +5,7 @@ from ._saes import demo_sae as demo_sae
 from ._texts import CONCEPTS as CONCEPTS
 from ._texts import demo_contrast as demo_contrast
 from ._texts import demo_documents as demo_documents
+from ._texts import demo_domains as demo_domains
 from ._texts import demo_items as demo_items
 from ._texts import demo_neutral as demo_neutral
 from ._texts import demo_prompts as demo_prompts

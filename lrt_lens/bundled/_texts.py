@@ -49,6 +49,18 @@ def demo_documents(register: Literal["story", "review"] | None = None) -> list[s
     return out + stories[taken["story"] :] + reviews[taken["review"] :]
 
 
+def demo_domains() -> dict[str, list[str]]:
+    """Return the harvest documents by kind of text: reviews, and five kinds of stories.
+
+    Each kind has at least 150,000 tokens, enough for a map of its own, see `lrt.domain_matrix`.
+    """
+    domains: dict[str, list[str]] = {"review": []}
+    for _, row in read_records(_DATA / "documents.jsonl.gz"):
+        kind = "review" if row["register"] == "review" else row["source"]
+        domains.setdefault(kind, []).append(row["text"])
+    return domains
+
+
 def demo_contrast(concept: Concept = "sentiment") -> ContrastSet:
     """Return pairs of texts that differ in the concept."""
     return ContrastSet.from_file(_DATA / f"{_known(concept)}_contrast.jsonl", name=concept)

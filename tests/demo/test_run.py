@@ -12,7 +12,7 @@ import torch
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 import lrt_lens as lrt
-from lrt_lens.bundled import CONCEPTS, DEMO_FOLDER, demo_prompts
+from lrt_lens.bundled import CONCEPTS, DEMO_FOLDER, demo_domains, demo_prompts
 from lrt_lens.demo import run_demo, write_demo
 from lrt_lens.stitching._grid import COLUMNS
 
@@ -70,6 +70,14 @@ def test_documents_hold_both_registers_in_turn() -> None:
         sum(len(text) for text in front if text in register) for register in (stories, reviews)
     ]
     assert min(shares) > 0.4 * sum(shares)
+
+
+def test_domains_divide_the_documents_by_kind() -> None:
+    domains = demo_domains()
+    assert list(domains) == ["review", "tinystories", "bedtime", "campfire", "child", "story"]
+    assert domains["review"] == lrt.demo_documents("review")
+    stories = [text for name, texts in domains.items() if name != "review" for text in texts]
+    assert sorted(stories) == sorted(lrt.demo_documents("story"))
 
 
 @pytest.mark.parametrize("concept", CONCEPTS)

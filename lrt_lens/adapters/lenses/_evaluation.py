@@ -37,7 +37,7 @@ from lrt_lens._repr_html import card, note, table
 from lrt_lens._settings import Settings, resolve, takes
 from lrt_lens._short_repr import ShortRepr
 from lrt_lens.adapters.lenses._lens import Lens, transfer_lens
-from lrt_lens.adapters.lenses._readout import read_batch
+from lrt_lens.adapters.lenses._readout import read_batch, wide
 from lrt_lens.data._documents import Documents, DocumentSource
 from lrt_lens.errors import HookPointError
 from lrt_lens.figures._lens import lens_figure
@@ -264,7 +264,7 @@ def _run(
     def distribution(logits: Tensor) -> Tensor:
         # Rows of the vocabulary that one model alone pads are left out.
         rows = logits[windows.predicts.to(logits.device)][counted.to(logits.device)]
-        return rows[:, :n].float().log_softmax(-1).cpu()
+        return wide(rows[:, :n]).log_softmax(-1).cpu()
 
     final = distribution(pair.target.logits(tokens))
     documents = windows.documents[windows.counted]
@@ -272,7 +272,7 @@ def _run(
     for arm in arms:
         states = streams[arm.stream]
         like = streams["x" if arm.reader is pair.source else "y"]
-        mapped = arm.points(states.float()).to(like)
+        mapped = arm.points(wide(states)).to(like)
         said = distribution(read_batch(arm.reader, tokens, mapped))
         own = said if own is None else own
         for reference, log_p in zip(REFERENCES, (final, own), strict=True):

@@ -14,8 +14,8 @@ a block to the state after the last block, followed by the model's final norm an
     Jacobian lens   h Jᵀ                    (Gurnee et al. 2026; TransformerLens 3.9)
 
 A transferred lens takes a state of the target down the stitch first, ``(y W_down + b_down)``, and
-then is the source's lens and head. Nothing is fitted, so it equals the composition by hand; its
-vocabulary is the source's.
+then is the source's lens and head. Nothing is fitted, so it equals the composition by hand, up to
+rounding in the precision of the source, or of the states; its vocabulary is the source's.
 
 **Layers.** Layer l of a `JacobianLens` is the output of block l. Translator i of a tuned lens reads
 Hugging Face's ``hidden_states[i]``, the input of block i, so translator i + 1 is at our
@@ -32,7 +32,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lrt_lens.adapters.lenses._readout import final_hook, readout
+from lrt_lens.adapters.lenses._readout import final_hook, readout, wide
 from lrt_lens.errors import HookPointError, MismatchError
 from lrt_lens.models._belonging import Origin, refuse_other_reader
 from lrt_lens.models._hook_points import place, residual_post
@@ -162,7 +162,7 @@ class Lens:
             HookPointError: the lens has no map for this hook point.
         """
         refuse_other_reader(Origin("this lens", None, self.model), model.identity, "read")
-        return readout(model, self.at(hook).points(states.float()))
+        return readout(model, self.at(hook).points(wide(states)))
 
     def __repr__(self) -> str:
         return f"Lens({self.kind}, {self.model.name}, {len(self.layer_maps) or 'any'} hook points)"
@@ -188,7 +188,7 @@ class TransferredLens:
 
     def points(self, states: Tensor) -> Tensor:
         """Return states [..., d_target] as states after the source's last block [..., d_source]."""
-        return self.map.points(states.float())
+        return self.map.points(wide(states))
 
     def logits(self, source: HookedModel, states: Tensor) -> Tensor:
         """Return the logits [..., vocabulary of the source] of target states [..., d_target].

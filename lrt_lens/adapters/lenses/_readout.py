@@ -20,13 +20,21 @@ _MOST_LOGITS = 2**24
 """Largest number of logits that are computed at once: 64 MiB in float32."""
 
 
+def wide(values: Tensor) -> Tensor:
+    """Return values in float32, or in float64 if they are."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def final_hook(n_layers: int) -> str:
     """Return the hook point after the last block."""
     return residual_post(n_layers - 1)
 
 
 def readout(model: HookedModel, states: Tensor) -> Tensor:
-    """Return the logits [..., vocabulary] of states [..., d] behind the last block, in float32.
+    """Return the logits [..., vocabulary] of states [..., d] behind the last block.
+
+    They are computed in the precision of the model, and returned in float32, or in float64 if the
+    model computes in float64.
 
     Args:
         model: the model whose norm and head read the states.
@@ -56,7 +64,9 @@ def readout(model: HookedModel, states: Tensor) -> Tensor:
 
 
 def read_batch(model: HookedModel, tokens: Tensor, states: Tensor) -> Tensor:
-    """Return the logits [batch, position, vocabulary] of states behind the last block, in float32.
+    """Return the logits [batch, position, vocabulary] of states behind the last block.
+
+    They are in float32, or in float64 if the model is.
 
     Args:
         model: the model.
@@ -64,4 +74,4 @@ def read_batch(model: HookedModel, tokens: Tensor, states: Tensor) -> Tensor:
         states: states [batch, position, d], in the precision and on the device of the stream.
     """
     with model.engine.resuming(final_hook(model.n_layers), states):
-        return model.logits(tokens).float()
+        return wide(model.logits(tokens))

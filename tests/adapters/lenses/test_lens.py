@@ -66,6 +66,44 @@ def test_a_jacobian_lens_is_the_composition_by_hand(pair: Any, stitch: Any) -> N
     torch.testing.assert_close(transferred.logits(pair.source, y), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "exactness"),
+    # The norm of Hugging Face's Llama computes in float32 in a float64 model too.
+    [("neox", 1e-12), ("llama", 1e-6)],
+)
+def test_in_float64_a_lens_is_the_composition_by_hand(
+    build_hf: Any, load: Any, tokenizer: Any, corpus: list[str], architecture: str, exactness: float
+) -> None:
+    hf = build_hf(architecture, d=16, layers=2, seed=1).double()
+    source = lrt.HookedModel.load(hf, tokenizer=tokenizer)
+    pair = lrt.ModelPair(source, load("llama", d=24, layers=3, seed=2))
+    stitch = lrt.fit_stitches(
+        pair, corpus, pairs=[(0, 1)], context_length=32, null=False, progress=False
+    ).best()
+    y, jacobian = states(stitch).double(), matrix(16).double()
+    norm = hf.gpt_neox.final_layer_norm if architecture == "neox" else hf.model.norm
+    finals = {
+        "jacobian": down(stitch, y) @ jacobian.T,
+        "tuned": down(stitch, y) @ (torch.eye(16) + jacobian.T),
+        "logit": down(stitch, y),
+    }
+    lenses = {
+        "jacobian": Lens.jacobian(
+            JacobianLens({0: jacobian}, n_prompts=3, d_model=16), source.identity
+        ),
+        "tuned": Lens.tuned({"1.weight": jacobian}, source.identity),
+        "logit": Lens.logit(source.identity),
+    }
+    for kind, lens in lenses.items():
+        transferred = stitch.transfer(lens)
+        assert (transferred.points(y) - finals[kind]).abs().max() < 1e-12
+        with torch.no_grad():
+            expected = hf.get_output_embeddings()(norm(finals[kind]))
+        logits = transferred.logits(source, y)
+        assert logits.dtype == torch.float64
+        assert (logits - expected).abs().max() < exactness
+
+
 def test_a_tuned_lens_reads_the_stream_before_its_block(pair: Any, stitch: Any) -> None:
     y, lens = states(stitch), TunedLens(16, 2)
     # Translator 1 reads hidden_states[1], the output of block 0.
