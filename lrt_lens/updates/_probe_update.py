@@ -76,7 +76,13 @@ def update_probe(
             | texts.at_thresholds(draws, settings.false_positive_rates)
         )
     return replace(
-        update, measure="auroc", rows=rows, losses=losses, repaired=repairs.best, n=len(truth)
+        update,
+        measure="auroc",
+        rows=rows,
+        losses=losses,
+        repaired=repairs.best,
+        kept_texts=repairs.kept,
+        n=len(truth),
     )
 
 
@@ -120,9 +126,7 @@ class _Repairs:
         new = frozen.logits(self._shared.of(frozen, self.pair.target, self._texts))
         # Some probes of two classes have a column of zeros.
         columns = [c for c in range(new.shape[1]) if self._old[:, c].any()]
-        return float(
-            np.mean([np.corrcoef(self._old[:, c], new[:, c])[0, 1] for c in columns])
-        )
+        return float(np.mean([np.corrcoef(self._old[:, c], new[:, c])[0, 1] for c in columns]))
 
     def set(self, probe: LinearProbe) -> LinearProbe:
         """Return a probe of the new revision with the threshold that the texts set."""

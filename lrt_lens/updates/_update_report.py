@@ -55,8 +55,8 @@ class UpdateReport(ShortRepr):
       ``recovered_distilled`` and ``recovered_shuffled`` (NaN without a loss);
     - before any label: ``predicted`` (the verdict from moments), ``kept`` (correlation of what the
       frozen artefact reads in both revisions), ``kept_texts`` (that of its scores on unlabelled
-      texts of its kind, where some were read; probes only), ``moved`` (share of its variance that moved), and
-      ``rho`` (fidelity of the repaired one).
+      texts of its kind, where some were read; probes only), ``moved`` (share of its variance
+      that moved), and ``rho`` (fidelity of the repaired one).
     """
     table: pd.DataFrame
     """One row per artefact, arm and measure: artefact, kind, hook, arm, measure, n_draws, value,
@@ -135,8 +135,8 @@ class UpdateReport(ShortRepr):
                 [
                     Paragraph(
                         "kept: correlation of what the frozen artefact reads in both revisions, on "
-                        "held-out text; kept_texts: that of its scores on texts of its kind, without "
-                        "labels; moved: share of its variance that moved; rho: predicted "
+                        "held-out text; kept_texts: that of its scores on texts of its kind, "
+                        "without labels; moved: share of its variance that moved; rho: predicted "
                         "correlation of the repaired one."
                     ),
                     Table(

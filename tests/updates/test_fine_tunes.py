@@ -93,45 +93,35 @@ def test_casts_cost_less_than_a_hundredth(kind: str, large: HookedModel, updated
         assert summary["kept"].min() > 1 - 1e-6
 
 
-@pytest.mark.parametrize("rank", [None, 8])
-def test_a_repair_without_labels_is_as_good_as_new_labels(
-    rank: int | None, large: HookedModel, updated: Any
+def tuned(large: HookedModel, **options: Any) -> HookedModel:
+    reviews = lrt.demo_documents("review")[:300]
+    return fine_tune(large, reviews, n_steps=60, batch_rows=4, name="tuned", **options)
+
+
+def recovered(summary: pd.DataFrame, arm: str) -> float:
+    """Return the share of the sum of losses that an arm recovers."""
+    old, frozen = summary["old"].sum(), summary["frozen"].sum()
+    return float((summary[arm].sum() - frozen) / (old - frozen))
+
+
+def test_texts_without_labels_repair_more_than_as_many_labels(
+    large: HookedModel, updated: Any
 ) -> None:
-    new = fine_tune(
-        large,
-        lrt.demo_documents("review")[:300],
-        n_steps=60,
-        batch_rows=4,
-        learning_rate=1e-2 if rank is None else 2e-2,
-        lora_rank=rank,
-        name="tuned",
-    )
-    summary = updated(new)
-    print(
-        summary[
-            [
-                "artefact",
-                "verdict",
-                "old",
-                "frozen",
-                "repaired",
-                "distilled",
-                "relearnt",
-                "loss",
-                "recovered",
-                "recovered_distilled",
-                "recovered_shuffled",
-                "kept",
-                "kept_texts",
-                "rho",
-            ]
-        ]
-        .round(3)
-        .to_string()
-    )
-    lost = summary[summary["loss"] > 0.05]
-    print(
-        len(lost),
-        lost[["old", "frozen", "repaired", "distilled", "relearnt"]].mean(),
-        summary[["kept", "kept_texts", "rho", "loss"]].corr(method="spearman")["loss"],
-    )
+    summary = updated(tuned(large, learning_rate=1e-2))
+    assert (summary["loss"] > 0.05).sum() == 12
+    # 96 texts without labels, beside the same texts with labels
+    assert recovered(summary, "distilled") > 0.4
+    assert recovered(summary, "distilled") > recovered(summary, "repaired") + 0.2
+    assert recovered(summary, "distilled") > recovered(summary, "relearnt") + 0.2
+    assert (summary["recovered_shuffled"] < 0.1).all()
+    assert set(summary["verdict"]) == {"repair"}
+    # Before any label: which probes lost most
+    assert summary["kept_texts"].corr(summary["loss"], method="spearman") < -0.7
+
+
+def test_a_merged_adapter_is_repaired(large: HookedModel, updated: Any) -> None:
+    summary = updated(tuned(large, learning_rate=3e-2, lora_rank=8))
+    assert 0.01 < summary["loss"].mean() < 0.05
+    assert recovered(summary, "distilled") > 0.7
+    assert recovered(summary, "distilled") > recovered(summary, "repaired")
+    assert (summary.loc[summary["loss"] > 0, "recovered_shuffled"] < 0.1).all()

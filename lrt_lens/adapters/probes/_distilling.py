@@ -21,6 +21,7 @@ be corrected.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,7 +68,7 @@ def distilled_from(
     for column, missing in enumerate(residual.T):
         # The error of leaving out one text, for v = 0: the mean of the others predicts it.
         nothing = missing.var() * (len(missing) / (len(missing) - 1)) ** 2
-        fit = RidgeCV(alphas=_PENALTIES).fit(standardised, missing)
+        fit: Any = RidgeCV(alphas=_PENALTIES).fit(standardised, missing)
         bias[column] = missing.mean()
         if -fit.best_score_ < nothing:
             weight[:, column] = fit.coef_ / spread
