@@ -47,6 +47,8 @@ class Options(FigureOptions):
         "n_reviews": 100,
     }
     UNUSED: ClassVar = frozenset({"sae"})
+    n_tokens: int = 60_000
+    """Number of tokens on which the maps between the revisions are fitted."""
     updates: tuple[str, ...] = ("fine-tune", "LoRA", "bfloat16", "int8", "copy")
     """Updates that are made: `fine-tune`, `LoRA`, `bfloat16`, `int8`, `copy`."""
     n_layers: int = 5
@@ -209,27 +211,27 @@ def numbers_of(summary: pd.DataFrame, name: str) -> dict[str, Any]:
 def judged(numbers: pd.DataFrame) -> tuple[Verdict, str]:
     """Return the verdict and the numbers behind it.
 
-    *Holds*: every bar is met. *Holds with a caveat*: the distilled probe recovers less than the
-    bar, but at least as much as learning again does, and the other bars are met. Bars of updates
-    that were not made, or that cost no probe more than .05, are left out.
+    *Holds*: every bar is met. *Does not survive its null*: the shuffled map recovers more than its
+    bar, a cast or a copy costs more than its bar, or the distilled probe recovers less than
+    learning again does. *Holds with a caveat*: otherwise. Bars of updates that were not made, or
+    that cost no probe more than .05, are left out.
     """
     tuned = pd.DataFrame(numbers[numbers["lost"] > 0])
     casts = pd.DataFrame(numbers[numbers["update"].isin(CASTS)])
     copies = pd.DataFrame(numbers[numbers["update"] == "copy"])
-    safe = (
+    beaten = (
         bool((casts["largest_loss"] < CAST).all())
         and bool((copies["n_keep"] == copies["probes"]).all())
         and bool((tuned["recovered_shuffled"] <= SHUFFLED).all())
-        and bool((tuned["spearman"] >= ORDERED).all())
+        and bool((tuned["recovered_distilled"] >= tuned["recovered_relearnt"]).all())
     )
-    repaired = bool((tuned["recovered_distilled"] >= RECOVERED).all())
-    as_relearnt = bool((tuned["recovered_distilled"] >= tuned["recovered_relearnt"]).all())
+    bars = (tuned["recovered_distilled"] >= RECOVERED) & (tuned["spearman"] >= ORDERED)
     verdict: Verdict = (
-        "holds"
-        if safe and repaired
+        "does not survive its null"
+        if not beaten
+        else "holds"
+        if bool(bars.all())
         else "holds with a caveat"
-        if safe and as_relearnt
-        else "does not survive its null"
     )
     return verdict, "; ".join(sentence(row) for _, row in numbers.iterrows()) + "."
 

@@ -25,6 +25,7 @@ NAMES = (
     "5_tokenizers",
     "6_evidence",
     "7_serving",
+    "8_updates",
 )
 NEEDS_SAE_LENS = ("4_saes",)
 QUICK_START = FOLDER.parent / "quick_start.py"
@@ -120,6 +121,20 @@ CLAIMS = {
         assert own_scores["r2_uniform"].min() > own_scores["r2_null"].max() + 0.2
         assert cosine.median() > 0.98
         assert bare.hook == "blocks.3.hook_resid_post" and 0.8 < bare.cosine(there) < 0.99
+    """,
+    "8_updates": """
+        assert (predicted.summary["verdict"] != "keep").all()
+        assert (predicted.summary["kept"] < 0.9).all()
+        arms = means["value"]
+        assert arms["old"] - arms["frozen"] > 0.08
+        assert arms["distilled"] - arms["frozen"] > 0.05
+        assert abs(arms["distilled"] - arms["relearnt"]) < 0.03
+        rows = report.table[report.table["arm"] == "shuffled"]
+        assert abs(rows["value"].mean() - 0.5) < 0.1
+        alarms = means["false_positives_at_0.05"]
+        assert 0.5 < alarms["frozen"] < 0.8 and alarms["mean_shift"] < 0.3
+        assert set(rounded.summary["verdict"]) == {"keep"}
+        assert rounded.summary["kept"].min() > 0.995
     """,
 }
 """Statements of the text as assertions, which run in the kernel of the notebook, at the end."""
