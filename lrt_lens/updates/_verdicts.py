@@ -81,7 +81,9 @@ class ArtefactUpdate:
             return self.predicted_verdict(), "predicted from moments, nothing was measured"
         loss, tolerance = self.loss, settings.tolerance * self.scale
         if not loss.value > tolerance:
-            return "keep", f"the frozen one loses {loss.value:.3f}, within {tolerance:.3f}"
+            # Adding 0 makes a rounded −0 one without a sign.
+            lost = round(loss.value, 3) + 0.0
+            return "keep", f"the frozen one loses {lost:.3f}, within {tolerance:.3f}"
         if loss.low <= 0:
             wide = "; its interval is wide: give more texts" if loss.high > _UNDECIDED else ""
             return "keep", f"a loss of {loss.value:.3f} may be 0{wide}"
