@@ -26,6 +26,7 @@ NAMES = (
     "6_evidence",
     "7_serving",
     "8_updates",
+    "9_what_changed",
 )
 NEEDS_SAE_LENS = ("4_saes",)
 QUICK_START = FOLDER.parent / "quick_start.py"
@@ -135,6 +136,22 @@ CLAIMS = {
         assert 0.5 < alarms["frozen"] < 0.8 and alarms["mean_shift"] < 0.3
         assert set(rounded.summary["verdict"]) == {"keep"}
         assert rounded.summary["kept"].min() > 0.995
+    """,
+    "9_what_changed": """
+        own = ("gained", "lost", "difference")
+        assert [result.n_above_noise(kind) for kind in own] == [10, 10, 10]
+        assert not any(itself.n_above_noise(kind) for kind in (*own, "shift"))
+        assert itself.n_above_noise("shared") == 10
+        assert (first.loc[[*own], "unexplained"] < 0.25).all()
+        raised = {word.strip("' ") for word in reading["shift", 1].raises}
+        assert len(raised & {"happ", "happy", "joy", "warm", "hearts", "smile"}) >= 2
+        assert change["fine-tuned"] > change["base + shift"] > 0.3
+        size = effects.groupby("direction")["change"].agg(lambda column: column.abs().max())
+        assert size["shift"] > size["random"] + 0.05
+        assert max(size["difference"], size["gained"]) < size["random"]
+        assert shift.cosine(opposite) > 0.4
+        assert solved["negative shift"] < -0.2
+        assert solved["their difference"] > 1.5 * solved["shift"]
     """,
 }
 """Statements of the text as assertions, which run in the kernel of the notebook, at the end."""
