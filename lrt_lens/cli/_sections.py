@@ -193,14 +193,13 @@ def _loss(content: Content) -> "Iterator[Block]":
 
 
 def _update(content: Content) -> "Iterator[Block]":
-    from lrt_lens.figures._template import with_counts
     from lrt_lens.figures._update import update_figure
     from lrt_lens.report._html import Paragraph, Plot
 
     yield Paragraph(_UPDATE)
     if content.get("update"):
-        figure = update_figure(frame_of(content["update_summary"]), frame_of(content["update"]))
-        yield Plot(with_counts(figure, {"fitting tokens": content.get("n_tokens")}))
+        tables = frame_of(content["update_summary"]), frame_of(content["update"])
+        yield Plot(update_figure(*tables, n_tokens=content.get("n_tokens")))
 
 
 def _diff(content: Content) -> "Iterator[Block]":
@@ -237,8 +236,9 @@ _LOSS = (
 )
 _UPDATE = (
     "Artefacts of the old revision in the new one. frozen: as they are; mean_shift, procrustes and "
-    "repaired: through a shift, a rotation and a fitted map, without labels; relearnt: learnt "
-    "again; shuffled: through a map of shuffled pairs. kept and rho: predicted from moments alone."
+    "repaired: through a shift, a rotation and a fitted map, without labels; distilled: repaired, "
+    "then corrected on texts without labels; relearnt: learnt again; shuffled: through a map of "
+    "shuffled pairs. kept and rho: predicted from moments alone."
 )
 _DIFF = (
     "Variance per token along each direction, with 95% intervals over documents. gained: of what a "

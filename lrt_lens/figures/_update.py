@@ -16,12 +16,14 @@ from lrt_lens.figures._template import (
     ARM_STYLES,
     ArmStyle,
     categories,
+    count_range,
     error_bars,
     panel,
     require_columns,
     require_rows,
     rows_where,
     use_template,
+    with_counts,
 )
 
 _STYLES = {
@@ -40,12 +42,15 @@ _TITLES = {"auroc": "AUROC", "effect": "effect at equal damage (nats)", "fvu": "
 """Title of the axis of each measure."""
 
 
-def update_figure(summary: pd.DataFrame, table: pd.DataFrame) -> "go.Figure":
+def update_figure(
+    summary: pd.DataFrame, table: pd.DataFrame, *, n_tokens: int | None = None
+) -> "go.Figure":
     """Return one panel per measure with every arm of every artefact.
 
     Args:
-        summary: `UpdateReport.summary`, whose `measure` is that of each artefact.
+        summary: `UpdateReport.summary`, whose `measure` and `n` are those of each artefact.
         table: `UpdateReport.table`: `artefact`, `arm`, `measure`, `value`, `low`, `high`.
+        n_tokens: number of tokens on which the maps were fitted, printed under the title.
 
     Raises:
         ValueError: a column is missing, or nothing was measured.
@@ -89,11 +94,16 @@ def update_figure(summary: pd.DataFrame, table: pd.DataFrame) -> "go.Figure":
             shown.add(arm)
         figure.update_yaxes(categories([str(name) for name in names[measure]]), **panel(row, 1))
         figure.update_xaxes(title_text=_TITLES[measure], **panel(row, 1))
-    height = 220 + 34 * sum(sizes) + 60 * len(measures)
-    return figure.update_layout(
+    measured = rows_where(summary, "measure", *measures)
+    counts = {"texts or items": count_range(measured, "n"), "fitting tokens": n_tokens}
+    # Height of the panels, and of what is above and below them
+    panels = 34 * sum(sizes) + 60 * len(measures)
+    height = 280 + panels
+    figure.update_layout(
         template=use_template(),
         title={"text": "Artefacts after the update", "subtitle": {"text": "95% intervals"}},
         height=height,
         margin={"t": 84},
-        legend={"y": -70 / height},
+        legend={"y": -90 / panels},  # in units of the panels: 90 pixels below them
     )
+    return with_counts(figure, counts)

@@ -11,7 +11,6 @@ from lrt_lens._repr_html import card, facts, note, table
 from lrt_lens._short_repr import ShortRepr
 from lrt_lens.adapters.probes._linear_probe import LinearProbe
 from lrt_lens.adapters.vectors._steering_vector import SteeringVector
-from lrt_lens.figures._template import count_range, rows_where, with_counts
 from lrt_lens.figures._update import update_figure
 from lrt_lens.models._pair import ModelPair
 from lrt_lens.report._html import (
@@ -115,9 +114,7 @@ class UpdateReport(ShortRepr):
 
     def figure(self) -> Any:
         """Return the loss of every arm per artefact (plotly)."""
-        measured = rows_where(self.summary, "measure", "auroc", "effect", "fvu")
-        counts = {"texts or items": count_range(measured, "n"), "fitting tokens": self.n_tokens}
-        return with_counts(update_figure(self.summary, self.table), counts)
+        return update_figure(self.summary, self.table, n_tokens=self.n_tokens)
 
     @property
     def html(self) -> str:

@@ -64,4 +64,6 @@ def test_a_probe_and_a_vector_of_an_updated_model(
     repaired = lrt.LinearProbe.load(out / "repaired" / "cat.safetensors")
     assert len(repaired.predict(new, passages[:3])) == 3
     main(["report", str(out), "--out", str(tmp_path / "page")])
-    assert "After the update" in (tmp_path / "page" / "report.html").read_text()
+    page = (tmp_path / "page" / "report.html").read_text()
+    assert "After the update" in page
+    assert "texts or items" in page
