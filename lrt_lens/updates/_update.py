@@ -81,18 +81,22 @@ def update(
     Raises:
         MismatchError: the models are not two revisions of one, or an artefact is of another model.
         TypeError: an artefact is neither a probe, a vector nor an SAE.
-        ValueError: there is no artefact, two have one name, or vectors have items but no neutral
-            texts.
+        ValueError: there is no artefact, two have one name, texts or items are given for a name
+            that no artefact has, or vectors have items but no neutral texts.
     """
     chosen = resolve(UpdateSettings, settings, options)
     pair = ModelPair(load_model(old), load_model(new))
     refuse_other_architecture(pair)
     listed = list(artefacts) if isinstance(artefacts, list | tuple) else [artefacts]
     named = _named(listed)
+    for given in (labelled, unlabelled, items):
+        _refuse_unknown_names(given, named)
     if items is not None and neutral is None:
         raise ValueError(
             "items are given and neutral is None: damage needs neutral texts, give both"
         )
+    if isinstance(unlabelled, str):
+        unlabelled = [unlabelled]
     revisions = Revisions(pair, [_hook(one) for one in listed], documents, chosen)
     shared = SharedRows([one for one in listed if isinstance(one, LinearProbe)])
     found: list[ArtefactUpdate] = []
@@ -141,5 +145,19 @@ def _of(given: Any, name: str) -> Any:
     """Return what belongs to an artefact: one value for all, or that of its name."""
     if not isinstance(given, Mapping):
         return given
-    # An artefact of several hook points may be named without the hook point.
-    return given.get(name, given.get(name.partition(" at ")[0]))
+    return given.get(name, given.get(_without_hook(name)))
+
+
+def _without_hook(name: str) -> str:
+    """Return a name without the hook point that `_named` writes behind it."""
+    return name.partition(" at ")[0]
+
+
+def _refuse_unknown_names(given: Any, named: Mapping[str, Any]) -> None:
+    """Raise ValueError if texts or items are given for a name that no artefact has."""
+    known = {*named, *map(_without_hook, named)}
+    if isinstance(given, Mapping) and (unknown := sorted(set(given) - known)):
+        raise ValueError(
+            f"texts or items are given for {unknown}, and no artefact has such a name; "
+            f"the artefacts are {list(named)}"
+        )

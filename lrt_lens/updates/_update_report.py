@@ -113,7 +113,16 @@ class UpdateReport(ShortRepr):
         )
 
     def figure(self) -> Any:
-        """Return the loss of every arm per artefact (plotly)."""
+        """Return the number of every arm per artefact (plotly).
+
+        Raises:
+            ValueError: no artefact was measured, only predicted.
+        """
+        if self.table.empty:
+            raise ValueError(
+                "no artefact was measured, only predicted; give update() labelled texts for "
+                "probes, items and neutral texts for vectors, or sae_documents for SAEs"
+            )
         return update_figure(self.summary, self.table, n_tokens=self.n_tokens)
 
     @property

@@ -170,6 +170,18 @@ def test_thresholds_are_those_of_the_old_revision(
         repaired.rows(old, test.texts)
 
 
+def test_texts_for_no_artefact_are_refused(
+    old: HookedModel, new: HookedModel, probes: Any, corpus: list[str], labelled: Any
+) -> None:
+    for option in ({"labelled": {"dog": labelled}}, {"unlabelled": {"dog": corpus[:9]}}):
+        with pytest.raises(ValueError, match=r"given for \['dog'\], and no artefact has"):
+            lrt.update(old, new, probes[:1], corpus, **option, **OPTIONS)
+    predicted = lrt.update(old, new, probes[:1], corpus, unlabelled=corpus[0], **OPTIONS)
+    assert predicted.summary["verdict"].tolist() == predicted.summary["predicted"].tolist()
+    with pytest.raises(ValueError, match="no artefact was measured"):
+        predicted.figure()
+
+
 def test_probes_with_the_same_rules_read_the_texts_once(
     old: HookedModel, probes: Any, labelled: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
