@@ -22,6 +22,7 @@ from lrt_lens.figures._template import (
     require_columns,
     require_rows,
     rows_where,
+    short_hook,
     use_template,
     with_counts,
 )
@@ -69,6 +70,7 @@ def update_figure(
         row_heights=[size / sum(sizes) for size in sizes],
         vertical_spacing=min(0.12, 0.5 / len(measures)),
     )
+    labels = _labels(summary)
     shown: set[str] = set()
     for row, measure in enumerate(measures, start=1):
         rows = rows_where(table, "measure", measure)
@@ -80,7 +82,7 @@ def update_figure(
             figure.add_trace(
                 go.Scatter(
                     x=part["value"],
-                    y=part["artefact"],
+                    y=[labels[str(name)] for name in part["artefact"]],
                     error_x=bars | {"thickness": 1},
                     mode="markers",
                     marker=style.marker,
@@ -92,7 +94,9 @@ def update_figure(
                 **panel(row, 1),
             )
             shown.add(arm)
-        figure.update_yaxes(categories([str(name) for name in names[measure]]), **panel(row, 1))
+        figure.update_yaxes(
+            categories([labels[str(name)] for name in names[measure]]), **panel(row, 1)
+        )
         figure.update_xaxes(title_text=_TITLES[measure], **panel(row, 1))
     measured = rows_where(summary, "measure", *measures)
     counts = {"texts or items": count_range(measured, "n"), "fitting tokens": n_tokens}
@@ -107,3 +111,15 @@ def update_figure(
         legend={"y": -90 / panels},  # in units of the panels: 90 pixels below them
     )
     return with_counts(figure, counts)
+
+
+def _labels(summary: pd.DataFrame) -> dict[str, str]:
+    """Return the label of each artefact: its name, with a hook point in it in its short form."""
+    artefacts = [str(name) for name in summary["artefact"]]
+    if "hook" not in summary.columns:
+        return {name: name for name in artefacts}
+    hooks = [str(hook) for hook in summary["hook"]]
+    return {
+        name: name.replace(hook, short_hook(hook))
+        for name, hook in zip(artefacts, hooks, strict=True)
+    }
