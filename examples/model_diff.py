@@ -34,6 +34,7 @@ from lrt_lens.reproduction import (
     fine_tune,
     run,
 )
+from lrt_lens.statistics import random_directions
 
 KINDS = ("shift", "difference")
 
@@ -187,11 +188,9 @@ def random_vectors(
 ) -> list[lrt.SteeringVector]:
     """Random directions: half isotropic, half with the covariance of the base."""
     scatter = moments.scatter((hook, hook), moments.parts.fit)
-    values, axes = torch.linalg.eigh(scatter.xx / scatter.n)
+    covariance = scatter.xx / scatter.n
     generator = torch.Generator().manual_seed(options.seed)
-    rows = torch.randn(options.n_random, len(values), generator=generator, dtype=torch.float64)
-    half = options.n_random // 2
-    rows[half:] = rows[half:] * values.clamp_min(0).sqrt() @ axes.T
+    noise = torch.randn(options.n_random, len(covariance), generator=generator, dtype=torch.float64)
     return [
         lrt.SteeringVector(
             row.float(),
@@ -201,7 +200,7 @@ def random_vectors(
             method="random",
             median_norm=moments.source[hook].median_norm,
         )
-        for row in rows
+        for row in random_directions(noise, covariance)
     ]
 
 

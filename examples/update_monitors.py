@@ -14,7 +14,6 @@ the loss before any label.
 None of the three papers updates a model; the question is that of arXiv 2606.15980.
 """
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -24,7 +23,16 @@ import torch
 
 import lrt_lens as lrt
 from lrt_lens.models import HookedModel
-from lrt_lens.reproduction import Compared, FigureOptions, Reproduction, Verdict, fine_tune, run
+from lrt_lens.reproduction import (
+    Compared,
+    FigureOptions,
+    Reproduction,
+    Verdict,
+    changed_weights,
+    fine_tune,
+    rounded_to_int8,
+    run,
+)
 
 LOST, RECOVERED, SHUFFLED, CAST, ORDERED = 0.05, 0.9, 0.1, 0.01, 0.7
 """Bars: a loss of AUROC that calls for a repair; the shares of it that the repair (at least) and
@@ -150,36 +158,15 @@ def made_updates(
         "LoRA": lambda: fine_tune(
             old, praise, learning_rate=2 * rate, lora_rank=8, name="LoRA", **training
         ),
-        "bfloat16": lambda: changed(old, "bfloat16", lambda weight: weight.bfloat16().float()),
-        "int8": lambda: changed(old, "int8", rounded),
-        "copy": lambda: changed(old, "copy", torch.clone),
+        "bfloat16": lambda: changed_weights(
+            old, lambda weight: weight.bfloat16().float(), name="bfloat16"
+        ),
+        "int8": lambda: changed_weights(old, rounded_to_int8, name="int8"),
+        "copy": lambda: changed_weights(old, torch.clone, name="copy"),
     }
     if unknown := sorted(set(options.updates) - set(makers)):
         raise ValueError(f"--updates has {unknown}; choose from {list(makers)}")
     return {name: makers[name]() for name in options.updates}
-
-
-def changed(
-    old: HookedModel, name: str, change: Callable[[torch.Tensor], torch.Tensor]
-) -> HookedModel:
-    """Return a copy of the model whose weight matrices are changed."""
-    model = copy.deepcopy(old.engine.model)
-    for weight in model.parameters():
-        if weight.ndim == 2:
-            weight.data = change(weight.data)
-    return HookedModel.load(
-        model,
-        tokenizer=old.tokenizer,
-        name=name,
-        prepend_bos=old.prepend_bos,
-        truncation=old.codec.truncation,
-    )
-
-
-def rounded(weight: torch.Tensor) -> torch.Tensor:
-    """Return a matrix in 8-bit integers, one scale per row (absolute maximum), as float32."""
-    scale = weight.abs().amax(1, keepdim=True).clamp_min(1e-12) / 127
-    return (weight / scale).round() * scale
 
 
 def numbers_of(summary: pd.DataFrame, name: str) -> dict[str, Any]:

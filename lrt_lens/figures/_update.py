@@ -49,14 +49,14 @@ def update_figure(
     """Return one panel per measure with every arm of every artefact.
 
     Args:
-        summary: `UpdateReport.summary`, whose `measure` and `n` are those of each artefact.
+        summary: `UpdateReport.summary`, whose `hook`, `measure` and `n` are those of each artefact.
         table: `UpdateReport.table`: `artefact`, `arm`, `measure`, `value`, `low`, `high`.
         n_tokens: number of tokens on which the maps were fitted, printed under the title.
 
     Raises:
         ValueError: a column is missing, or nothing was measured.
     """
-    require_columns(summary, "artefact", "measure")
+    require_columns(summary, "artefact", "hook", "measure")
     require_rows(table)
     require_columns(table, "artefact", "arm", "measure", "value", "low", "high")
     measures = [name for name in _TITLES if name in set(summary["measure"].to_list())]
@@ -115,11 +115,7 @@ def update_figure(
 
 def _labels(summary: pd.DataFrame) -> dict[str, str]:
     """Return the label of each artefact: its name, with a hook point in it in its short form."""
-    artefacts = [str(name) for name in summary["artefact"]]
-    if "hook" not in summary.columns:
-        return {name: name for name in artefacts}
-    hooks = [str(hook) for hook in summary["hook"]]
     return {
-        name: name.replace(hook, short_hook(hook))
-        for name, hook in zip(artefacts, hooks, strict=True)
+        str(name): str(name).replace(str(hook), short_hook(str(hook)))
+        for name, hook in zip(summary["artefact"], summary["hook"], strict=True)
     }

@@ -2,7 +2,6 @@ from ._concepts import first_items as first_items
 from ._concepts import first_pairs as first_pairs
 from ._concepts import generic_stitch as generic_stitch
 from ._concepts import load_concepts as load_concepts
-from ._fine_tuning import fine_tune as fine_tune
 from ._labelled_texts import Task as Task
 from ._options import FigureOptions as FigureOptions
 from ._options import MissingInputError as MissingInputError
@@ -10,6 +9,9 @@ from ._result import VERDICTS as VERDICTS
 from ._result import Compared as Compared
 from ._result import Reproduction as Reproduction
 from ._result import Verdict as Verdict
+from ._revisions import changed_weights as changed_weights
+from ._revisions import fine_tune as fine_tune
+from ._revisions import rounded_to_int8 as rounded_to_int8
 from ._script import run as run
 from ._sentences import language_sentences as language_sentences
 from ._sentences import tense_sentences as tense_sentences

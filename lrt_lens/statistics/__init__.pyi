@@ -7,5 +7,6 @@ from ._draws import prediction_interval as prediction_interval
 from ._draws import rank_test as rank_test
 from ._intervals import Interval as Interval
 from ._jackknife import jackknife as jackknife
+from ._random_directions import random_directions as random_directions
 from ._recentring import ScoreChange as ScoreChange
 from ._thresholds import best_threshold_accuracy as best_threshold_accuracy

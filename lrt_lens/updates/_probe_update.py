@@ -55,7 +55,7 @@ def update_probe(
     prediction = revisions.prediction_read(probe.hook, probe.weight)
     update = ArtefactUpdate(probe.name, "probe", probe.hook, prediction)
     if labelled is None:
-        repairs = _Repairs(revisions, probe, list(unlabelled or ()), settings, shared)
+        repairs = _Repairs(revisions, probe, [], unlabelled, settings, shared)
         return replace(update, repaired=repairs.best, kept_texts=repairs.kept)
     if probe.read == "every":
         raise ValueError(
@@ -63,7 +63,7 @@ def update_probe(
             "row per text: give a probe with read='last', 'mean' or 'max'"
         )
     texts = _ProbeTexts(revisions, probe, labelled, settings, shared)
-    repairs = _Repairs(revisions, probe, [*texts.train, *(unlabelled or ())], settings, shared)
+    repairs = _Repairs(revisions, probe, texts.train, unlabelled, settings, shared)
     scores = texts.arms(repairs, settings)
     old, truth = scores["old"][0], texts.truth
     losses = {arm: _loss(old, draws, truth) for arm, draws in scores.items() if arm != "old"}
@@ -93,15 +93,16 @@ class _Repairs:
         self,
         revisions: Revisions,
         probe: LinearProbe,
-        texts: list[str],
+        readable: list[str],
+        unlabelled: Sequence[str] | None,
         settings: UpdateSettings,
         shared: SharedRows,
     ) -> None:
+        """Repair the probe; ``readable`` are texts of which its position is known to exist."""
         self.pair, self.stitches = revisions.pair, revisions.stitches[probe.hook]
-        self._probe, self._settings, self._shared = probe, settings, shared
-        if probe.read == "every" or settings.recentre == "none":
-            texts = []
-        self._texts = _readable(probe, self.pair, texts)
+        self._shared, self._texts = shared, list[str]()
+        if probe.read != "every" and settings.recentre != "none":
+            self._texts = [*readable, *_readable(probe, self.pair, unlabelled)]
         if self._texts:
             self._old = probe.logits(shared.of(probe, self.pair.source, self._texts))
         self.probes = {"frozen": self.stitches["frozen"].transfer(probe)}
@@ -199,12 +200,11 @@ class _ProbeTexts:
         return columns
 
 
-def _readable(probe: LinearProbe, pair: ModelPair, texts: list[str]) -> list[str]:
+def _readable(probe: LinearProbe, pair: ModelPair, texts: Sequence[str] | None) -> list[str]:
     """Return the texts of which both revisions have a token to read."""
     if not texts:
         return []
-    kept = probe.readable([pair.source, pair.target], texts)
-    return list(kept.of(texts))
+    return probe.readable([pair.source, pair.target], texts).of(texts)
 
 
 def _log_odds(log_probability: np.ndarray) -> np.ndarray:

@@ -4,8 +4,9 @@
     rows.of(probe, model, texts)        # [text, d], float64
 
 Problem: a dozen probes at several hook points read the same texts, and a pass over them costs more
-than everything else. Mechanism: the first request of a probe reads its texts at the hook points of
-all probes with its rules (position, masked tokens, truncation), and the others find them.
+than everything else. Mechanism: the first request of a text reads it at the hook points of all
+probes with the same rules (position, masked tokens, truncation); later ones find it, also within
+another list of texts.
 
 Limits: all rows are held in memory. A probe behind a map that is applied before the pooling reads
 for itself.
@@ -14,6 +15,7 @@ for itself.
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lrt_lens.adapters.probes._linear_probe import LinearProbe
@@ -29,7 +31,7 @@ class SharedRows:
         self._hooks: dict[tuple[Any, ...], set[str]] = {}
         for probe in probes:
             self._hooks.setdefault(_rules(probe), set()).add(probe.hook)
-        self._rows: dict[tuple[Any, ...], dict[str, Tensor]] = {}
+        self._rows: dict[tuple[Any, ...], dict[str, dict[str, Tensor]]] = {}
 
     def of(self, probe: LinearProbe, model: HookedModel, texts: Sequence[str]) -> Tensor:
         """Return the rows [text, d] that the probe reads of the texts, in float64.
@@ -43,18 +45,20 @@ class SharedRows:
             return probe.rows(model, texts)[0]
         probe.refuse_other_model(model)
         # Two revisions may have one name; the caller holds both while it reads.
-        key = (id(model), *rules, tuple(texts))
-        if key not in self._rows:
-            self._rows[key] = read_at_hooks(
+        known = self._rows.setdefault((id(model), *rules), {})
+        if missing := [text for text in dict.fromkeys(texts) if text not in known]:
+            read = read_at_hooks(
                 model,
-                texts,
+                missing,
                 sorted(self._hooks[rules]),
                 probe.read,
                 skip_first=probe.skip_first,
                 short_texts=row_rule(probe.short_texts),
                 truncation=probe.truncation,
             )
-        return self._rows[key][probe.hook].double()
+            for number, text in enumerate(missing):
+                known[text] = {hook: rows[number] for hook, rows in read.items()}
+        return torch.stack([known[text][probe.hook] for text in texts]).double()
 
 
 def _rules(probe: LinearProbe) -> tuple[Any, ...]:

@@ -103,10 +103,12 @@ def update(
     bar = tqdm(named.items(), desc="update", disable=not chosen.progress, leave=False)
     for name, artefact in bar:
         if isinstance(artefact, LinearProbe):
-            texts = _of(labelled, name), _of(unlabelled, name)
+            texts = _of(labelled, name, artefact), _of(unlabelled, name, artefact)
             found.append(update_probe(revisions, artefact, *texts, chosen, shared))
         elif isinstance(artefact, SteeringVector):
-            found.append(update_vector(revisions, artefact, _of(items, name), neutral, chosen))
+            found.append(
+                update_vector(revisions, artefact, _of(items, name, artefact), neutral, chosen)
+            )
         else:
             found.append(update_sae(revisions, artefact, name, sae_documents, chosen))
     return UpdateReport.of(dict(zip(named, found, strict=True)), pair, revisions, chosen)
@@ -141,21 +143,17 @@ def _name(artefact: Any) -> str:
     return "sae"
 
 
-def _of(given: Any, name: str) -> Any:
-    """Return what belongs to an artefact: one value for all, or that of its name."""
+def _of(given: Any, name: str, artefact: Any) -> Any:
+    """Return what belongs to an artefact: one value for all, or that of one of its names."""
     if not isinstance(given, Mapping):
         return given
-    return given.get(name, given.get(_without_hook(name)))
-
-
-def _without_hook(name: str) -> str:
-    """Return a name without the hook point that `_named` writes behind it."""
-    return name.partition(" at ")[0]
+    # An artefact of several hook points may be named without the hook point.
+    return given.get(name, given.get(_name(artefact)))
 
 
 def _refuse_unknown_names(given: Any, named: Mapping[str, Any]) -> None:
     """Raise ValueError if texts or items are given for a name that no artefact has."""
-    known = {*named, *map(_without_hook, named)}
+    known = {*named, *map(_name, named.values())}
     if isinstance(given, Mapping) and (unknown := sorted(set(given) - known)):
         raise ValueError(
             f"texts or items are given for {unknown}, and no artefact has such a name; "

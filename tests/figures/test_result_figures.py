@@ -539,9 +539,9 @@ def update_report() -> UpdateReport:
         for arm in arms
     ]
     summary = [
-        {"artefact": "probe 1", "measure": "auroc", "n": 60},
-        {"artefact": "probe 2", "measure": "auroc", "n": 60},
-        {"artefact": "mood", "measure": "effect", "n": 40},
+        {"artefact": "probe 1", "hook": SOURCE, "measure": "auroc", "n": 60},
+        {"artefact": "probe 2", "hook": SOURCE, "measure": "auroc", "n": 60},
+        {"artefact": "mood", "hook": SOURCE, "measure": "effect", "n": 40},
     ]
     return UpdateReport(pd.DataFrame(summary), pd.DataFrame(rows), {}, {}, n_tokens=1000)
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from lrt_lens.statistics._random_directions import covariance_root, random_directions
+from lrt_lens.statistics import random_directions
+from lrt_lens.statistics._random_directions import covariance_root
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ kept, moments order the losses before any label, and a repair without labels is 
 learning the probe again from as many labels.
 """
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 
 import lrt_lens as lrt
 from lrt_lens.models import HookedModel
-from lrt_lens.reproduction import fine_tune
+from lrt_lens.reproduction import changed_weights, fine_tune, rounded_to_int8
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("fine_tunes")]
 
@@ -67,23 +66,14 @@ def updated(large: HookedModel, parts: Any, probes: Any) -> Callable[[HookedMode
     return summary
 
 
-def changed(model: HookedModel, change: Callable[[torch.Tensor], torch.Tensor]) -> HookedModel:
-    twin = copy.deepcopy(model.engine.model)
-    for weight in twin.parameters():
-        if weight.ndim == 2:
-            weight.data = change(weight.data)
-    return HookedModel.load(twin, tokenizer=model.tokenizer, name="changed")
-
-
-def int8(weight: torch.Tensor) -> torch.Tensor:
-    scale = weight.abs().amax(1, keepdim=True).clamp_min(1e-12) / 127
-    return (weight / scale).round() * scale
-
-
 @pytest.mark.parametrize("kind", ["copy", "bfloat16", "int8"])
 def test_casts_cost_less_than_a_hundredth(kind: str, large: HookedModel, updated: Any) -> None:
-    changes = {"copy": torch.clone, "bfloat16": lambda w: w.bfloat16().float(), "int8": int8}
-    summary = updated(changed(large, changes[kind]), n_shuffled=0)
+    changes = {
+        "copy": torch.clone,
+        "bfloat16": lambda w: w.bfloat16().float(),
+        "int8": rounded_to_int8,
+    }
+    summary = updated(changed_weights(large, changes[kind], name=kind), n_shuffled=0)
     assert len(summary) == 12
     assert set(summary["verdict"]) == {"keep"}
     assert set(summary["predicted"]) == {"keep"}

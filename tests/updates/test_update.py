@@ -176,6 +176,10 @@ def test_texts_for_no_artefact_are_refused(
     for option in ({"labelled": {"dog": labelled}}, {"unlabelled": {"dog": corpus[:9]}}):
         with pytest.raises(ValueError, match=r"given for \['dog'\], and no artefact has"):
             lrt.update(old, new, probes[:1], corpus, **option, **OPTIONS)
+    # A name is taken whole, also where it reads like one with a hook point behind it.
+    odd = replace(probes[0], name="cat at night")
+    with pytest.raises(ValueError, match=r"given for \['cat'\]"):
+        lrt.update(old, new, odd, corpus, labelled={"cat": labelled}, **OPTIONS)
     predicted = lrt.update(old, new, probes[:1], corpus, unlabelled=corpus[0], **OPTIONS)
     assert predicted.summary["verdict"].tolist() == predicted.summary["predicted"].tolist()
     with pytest.raises(ValueError, match="no artefact was measured"):

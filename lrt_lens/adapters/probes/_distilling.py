@@ -20,7 +20,6 @@ be corrected.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,7 @@ from sklearn.linear_model import RidgeCV
 from torch import Tensor
 
 from lrt_lens.adapters.probes._linear_probe import LinearProbe
-from lrt_lens.adapters.probes._probe_rows import corpus_digest
+from lrt_lens.adapters.probes._logistic import Scaling
 
 _PENALTIES = np.logspace(-1, 6, 22)
 """Penalties on standardised rows."""
@@ -59,10 +58,8 @@ def distilled_from(
     if len(texts) < FEWEST_TEXTS:
         return probe
     y = rows.double().cpu().numpy()
-    mean, spread = y.mean(0), y.std(0)
-    # A dimension that does not vary has nothing to say.
-    spread = np.where(spread > 1e-12 * spread.max(), spread, np.inf)
-    standardised = (y - mean) / spread
+    scaling = Scaling.of(y)
+    standardised = scaling.rows(y)
     residual = scores - probe.logits(rows)
     weight, bias = np.zeros((y.shape[1], scores.shape[1])), np.zeros(scores.shape[1])
     for column, missing in enumerate(residual.T):
@@ -71,12 +68,10 @@ def distilled_from(
         fit: Any = RidgeCV(alphas=_PENALTIES).fit(standardised, missing)
         bias[column] = missing.mean()
         if -fit.best_score_ < nothing:
-            weight[:, column] = fit.coef_ / spread
-            bias[column] -= mean @ weight[:, column]
-    return replace(
-        probe,
-        weight=probe.weight.double().cpu() + torch.from_numpy(weight),
-        bias=probe.bias.double().cpu() + torch.from_numpy(bias),
-        n_recentred=len(texts),
-        recentring_corpus=corpus_digest(texts, []),
+            weight[:, column] = fit.coef_
+    correction = scaling.folded(weight, bias, penalty=0.0)
+    return probe.reweighted(
+        probe.weight.double().cpu() + torch.from_numpy(correction.weight),
+        probe.bias.double().cpu() + torch.from_numpy(correction.bias),
+        texts,
     )

@@ -278,11 +278,16 @@ class LinearProbe:
         """
         change = ScoreChange.matching(source, target)
         scale, shift = torch.from_numpy(change.scale), torch.from_numpy(change.shift)
+        # a (x w + c) + b = x (a w) + (a c + b)
+        weight, bias = self.weight.double().cpu(), self.bias.double().cpu()
+        return self.reweighted(weight * scale, bias * scale + shift, texts)
+
+    def reweighted(self, weight: Tensor, bias: Tensor, texts: Sequence[str]) -> "LinearProbe":
+        """Return this probe with the weights that unlabelled ``texts`` gave it."""
         return replace(
             self,
-            # a (x w + c) + b = x (a w) + (a c + b)
-            weight=self.weight.double().cpu() * scale,
-            bias=self.bias.double().cpu() * scale + shift,
+            weight=weight,
+            bias=bias,
             n_recentred=len(texts),
             recentring_corpus=corpus_digest(texts, []),
         )

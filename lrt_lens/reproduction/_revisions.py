@@ -1,8 +1,9 @@
-"""A fine-tune of a small model, made within a script: training on packed rows of documents.
+"""Second revisions of a small model, made within a script: a fine-tune, or changed weights.
 
 Problem: updates and comparisons need a second revision of a model, and a script should run without
 one to download. Mechanism: a copy of the model is trained by AdamW on next tokens, on documents
-that are joined into rows of one length; the model itself stays as it is.
+that are joined into rows of one length, or its matrices are changed one by one, as a cast does. The
+model itself stays as it is.
 
     base = lrt.demo_pair().target
     tuned = fine_tune(base, lrt.demo_contrast("sentiment").positive, n_steps=200)
@@ -12,7 +13,7 @@ Limits: no dropout, one device; made for models of millions of parameters.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -82,10 +83,38 @@ def fine_tune(
     _train(trained, rows, n_steps, learning_rate, batch_rows, seed)
     trained = trained if lora_rank is None else trained.merge_and_unload()
     trained.requires_grad_(False)
+    return _revision(model, trained, name or f"{model.name}, tuned")
+
+
+def changed_weights(
+    model: HookedModel, change: Callable[[Tensor], Tensor], *, name: str
+) -> HookedModel:
+    """Return a copy of a model whose weight matrices went through ``change``, such as a cast.
+
+    Args:
+        model: a Hugging Face model; it is not changed.
+        change: function of a weight matrix [row, column] that returns one of the same shape.
+        name: name of the copy.
+    """
+    changed = copy.deepcopy(model.engine.model)
+    for weight in changed.parameters():
+        if weight.ndim == 2:
+            weight.data = change(weight.data)
+    return _revision(model, changed, name)
+
+
+def rounded_to_int8(weight: Tensor) -> Tensor:
+    """Return a matrix in 8-bit integers, one scale per row (absolute maximum), as float32."""
+    scale = weight.abs().amax(1, keepdim=True).clamp_min(1e-12) / 127
+    return (weight / scale).round() * scale
+
+
+def _revision(model: HookedModel, weights: Any, name: str) -> HookedModel:
+    """Return other weights of a model, with the same rules of encoding."""
     return HookedModel.load(
-        trained,
+        weights,
         tokenizer=model.tokenizer,
-        name=name or f"{model.name}, tuned",
+        name=name,
         prepend_bos=model.prepend_bos,
         truncation=model.codec.truncation,
     )

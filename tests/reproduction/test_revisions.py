@@ -1,4 +1,4 @@
-"""A fine-tune predicts its documents better, and the model that it was made of stays as it is."""
+"""Fine-tunes and changed weights: what the copy has, and that the model stays as it is."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import torch
 
 from lrt_lens.errors import TooFewDocumentsError
 from lrt_lens.models import HookedModel
-from lrt_lens.reproduction import fine_tune
+from lrt_lens.reproduction import changed_weights, fine_tune, rounded_to_int8
 
 
 def loss(model: Any, texts: list[str]) -> float:
@@ -57,6 +57,24 @@ def test_a_merged_adapter_changes_few_directions(model: Any, passages: list[str]
     assert not any("embed" in name or "norm" in name for name in changed)
     again = fine_tune(model, passages, lora_rank=2, **options)
     torch.testing.assert_close(weights(again), weights(merged), rtol=0, atol=0)
+
+
+def test_changed_weights_are_those_of_the_copy_alone(model: Any) -> None:
+    before = weights(model)
+    cast = changed_weights(model, lambda weight: weight.bfloat16().float(), name="cast")
+    torch.testing.assert_close(weights(model), before, rtol=0, atol=0)
+    assert (cast.name, cast.prefix) == ("cast", model.prefix)
+    for old, new in zip(*(one.engine.model.parameters() for one in (model, cast)), strict=True):
+        expected = old.bfloat16().float() if old.ndim == 2 else old
+        torch.testing.assert_close(new, expected, rtol=0, atol=0)
+
+
+def test_8_bits_have_255_steps_per_row() -> None:
+    weight = torch.randn(5, 4000, generator=torch.Generator().manual_seed(0))
+    rounded = rounded_to_int8(weight)
+    assert all(len(row.unique()) <= 255 for row in rounded)
+    half = weight.abs().amax(1, keepdim=True) / 254
+    assert ((rounded - weight).abs() <= half * (1 + 1e-5)).all()
 
 
 def test_an_intervention_is_no_part_of_the_training(model: Any, passages: list[str]) -> None:
